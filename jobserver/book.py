@@ -1,0 +1,283 @@
+"""The server's book of jobs: who wants them, who has them, how they ended.
+
+Tables only, and what keeps them in step with each other: no message is answered and no worker
+woken in here. Every change of a table goes through one method, and ``check`` compares them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from jobserver import protocol as wire
+from jobserver.blobs import BlobStore
+from jobserver.crew import Crew
+from jobserver.endings import Endings
+from jobserver.jobs import (
+    ASSIGNED,
+    DELAYED,
+    ENDED,
+    READY,
+    Ended,
+    Job,
+    JobEnd,
+    LaneInfo,
+    Limits,
+    Session,
+    Untaken,
+    Worker,
+)
+from jobserver.protocol import Body, LaneId, Origin
+from jobserver.queues import Queue
+
+
+class Book:
+    """All jobs of one server, their listeners, and what is remembered of the ended ones."""
+
+    def __init__(self, crew: Crew, limits: Limits) -> None:
+        self.limits = limits
+        self.crew = crew
+        self.blobs = BlobStore(limits.blob_nbytes)
+        self.endings = Endings(limits)
+        self.sessions: dict[bytes, Session] = {}
+        self.jobs: dict[int, Job] = {}  # handle -> live job
+        self.merged: dict[tuple[str, bytes], Job] = {}  # (function, uniq) -> job to join
+        self.nbytes = 0  # of all arguments and untaken ends
+        self._last_handle = 0
+
+    # --- jobs come --------------------------------------------------------------------------
+
+    def has_room(self, session: Session, nbytes: int) -> bool:
+        """Tell whether this session may have one more job. One large job may always go alone."""
+        limits = self.limits
+        n_jobs = len(session.tickets) + len(session.untaken) + len(session.accepted)
+        return (
+            len(self.jobs) < limits.max_jobs
+            and n_jobs < limits.session_jobs
+            and (self.nbytes + nbytes <= limits.max_nbytes or not self.nbytes)
+            and (session.nbytes + nbytes <= limits.session_nbytes or not session.nbytes)
+        )
+
+    def create(
+        self,
+        session: Session,
+        queue: Queue,
+        terms: wire.SubmitJobs,
+        spec: wire.JobSpec,
+        argument: Body,
+    ) -> Job:
+        """Enter a new job. It stands nowhere yet."""
+        self._last_handle += 1
+        handle = self._last_handle
+        job = Job(handle, Origin(session.id, spec.ticket), queue, terms, argument)
+        job.n_items = spec.n_items
+        self.jobs[handle] = job
+        self.nbytes += job.nbytes
+        if terms.blobs:
+            self.blobs.hold(terms.blobs)
+        self.crew.count_in(job)
+        if spec.uniq and (terms.merge or queue.function.merge):
+            key = (queue.function.name, spec.uniq)
+            if key not in self.merged:
+                job.uniq = spec.uniq
+                self.merged[key] = job
+        self._want(job, session, spec.ticket, background=terms.background)
+        return job
+
+    def join(self, job: Job, session: Session, terms: wire.SubmitJobs, ticket: int) -> None:
+        """Let a submit join a live job. A ready one stands in the joiner's lane too."""
+        job.background |= terms.background
+        self._want(job, session, ticket, background=terms.background)
+        lane = (LaneId(session.id, terms.lane), terms.priority)
+        if lane == (job.lane, job.priority):
+            return
+        if job.also is None:
+            job.also = {}
+        if lane not in job.also:
+            job.also[lane] = None
+            if job.state == READY:
+                job.queue.push(job, *lane)
+
+    def _want(self, job: Job, session: Session, ticket: int, *, background: bool) -> None:
+        if background:
+            session.accepted[ticket] = job.handle
+        else:
+            self.listen(job, session, ticket)
+
+    def listen(self, job: Job, session: Session, ticket: int) -> None:
+        """Add a listener."""
+        job.listeners.append((session, ticket))
+        session.tickets[ticket] = job
+        session.nbytes += job.nbytes
+
+    def leave(self, job: Job, session: Session, ticket: int) -> bool:
+        """Take a listener away; tells whether somebody still wants the job. O(listeners)."""
+        job.listeners.remove((session, ticket))
+        self._unlisten(job, session, ticket)
+        return bool(job.listeners) or job.background
+
+    @staticmethod
+    def _unlisten(job: Job, session: Session, ticket: int) -> None:
+        del session.tickets[ticket]
+        session.nbytes -= job.nbytes
+
+    def lane_of(self, job: Job) -> LaneInfo | None:
+        """Return what its client said of the lane that a job came in."""
+        session = self.sessions.get(job.lane.session)
+        return None if session is None else session.lanes.get(job.lane.lane)
+
+    # --- jobs move --------------------------------------------------------------------------
+
+    @staticmethod
+    def stand(job: Job, *, front: bool) -> None:
+        """Let a job stand ready in all its lanes: new at the back, returned in front."""
+        job.state = READY
+        job.queue.push(job, job.lane, job.priority, front=front)
+        for lane, priority in job.also or ():
+            job.queue.push(job, lane, priority, front=front)
+
+    @staticmethod
+    def assign(job: Job, worker: Worker) -> None:
+        """Note that a worker has a job, which stands nowhere any more."""
+        job.state = ASSIGNED
+        job.worker = worker
+        job.attempt += 1
+        job.queue.function.n_running += 1
+        worker.held[job.handle] = job
+
+    @staticmethod
+    def unassign(job: Job, worker: Worker) -> None:
+        """Note that the worker no longer has it. Now it must stand again, or end."""
+        del worker.held[job.handle]
+        worker.adopted.discard(job.handle)
+        job.queue.function.n_running -= 1
+        job.worker = None
+        job.progress = None
+
+    def unmerge(self, job: Job) -> None:
+        """Let nobody join this job from now on."""
+        if job.uniq:
+            del self.merged[job.name, job.uniq]
+            job.uniq = b""
+
+    # --- jobs end ---------------------------------------------------------------------------
+
+    def end(
+        self, job: Job, outcome: str, end: Untaken | None, now: float
+    ) -> list[tuple[Session, Untaken]]:
+        """End a job; returns what each listener is to be told."""
+        told = [] if end is None else self.end_listeners(job, end)
+        keep = (job.uniq or job.background) and not job.unwanted
+        ended = Ended(now, outcome, job.name, job.uniq, end if keep else None)
+        self.endings.remember(job.handle, ended)
+        self.forget(job)
+        return told
+
+    def end_listeners(self, job: Job, end: Untaken) -> list[tuple[Session, Untaken]]:
+        """Keep an end for every listener until it has taken it; they listen no more."""
+        told: list[tuple[Session, Untaken]] = []
+        for session, ticket in job.listeners:
+            self._unlisten(job, session, ticket)
+            told.append((session, self.keep(session, ticket, end)))
+        job.listeners.clear()
+        return told
+
+    def keep(self, session: Session, ticket: int, end: Untaken) -> Untaken:
+        """Keep an end for one listener, as the message that names its ticket."""
+        message: JobEnd
+        of = end.message
+        if isinstance(of, wire.JobComplete):
+            done = wire.Completed(ticket, end.nbytes, of.jobs[0].n_items)
+            message = wire.JobComplete([done], of.seconds, of.host, of.n_workers)
+        else:
+            message = msgspec.structs.replace(of, ticket=ticket)
+        untaken = session.untaken[ticket] = Untaken(message, end.bodies, end.nbytes)
+        session.nbytes += end.nbytes
+        self.nbytes += end.nbytes
+        return untaken
+
+    def taken(self, session: Session, first: int, n: int) -> None:
+        """Forget the ends of these tickets. O(what is kept), however long the range."""
+        tickets: list[int] | range = range(first, first + n)
+        if n > len(session.untaken) + len(session.accepted):
+            tickets = [t for t in (*session.untaken, *session.accepted) if t in tickets]
+        for ticket in tickets:
+            session.accepted.pop(ticket, None)
+            untaken = session.untaken.pop(ticket, None)
+            if untaken is not None:
+                session.nbytes -= untaken.nbytes
+                self.nbytes -= untaken.nbytes
+
+    def forget(self, job: Job) -> None:
+        """Take a job out of everything that knows it."""
+        if job.worker is not None:
+            self.unassign(job, job.worker)
+        elif job.state == READY:
+            job.queue.leave(job)
+        for session, ticket in job.listeners:
+            self._unlisten(job, session, ticket)
+        job.listeners.clear()
+        self.unmerge(job)
+        job.state = ENDED
+        del self.jobs[job.handle]
+        self.nbytes -= job.nbytes
+        job.argument = b""  # entries in other lanes may still point here
+        if job.terms.blobs:
+            self.blobs.release(job.terms.blobs)
+        self.crew.count_out(job)
+
+    def forget_untaken(self, session: Session) -> None:
+        """Forget the ends that a session did not take; it listens to nothing any more."""
+        self.nbytes -= session.nbytes
+        session.nbytes = 0
+        session.untaken.clear()
+
+    # --- invariants -------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert that the tables agree."""
+        self.crew.check()
+        self.blobs.check()
+        self.endings.check()
+        for handle, job in self.jobs.items():
+            self._check_job(handle, job)
+        for key, job in self.merged.items():
+            assert self.jobs[job.handle] is job, "only a live job can be joined"
+            assert (job.name, job.uniq) == key, "a job is joined under its own uniq"
+        nbytes = sum(job.nbytes for job in self.jobs.values())
+        for name, session in self.sessions.items():
+            assert session.id == name
+            for ticket, job in session.tickets.items():
+                assert (session, ticket) in job.listeners, "a job and its listeners know each other"
+                assert ticket not in session.untaken, "a ticket lives or has ended"
+            untaken = sum(untaken.nbytes for untaken in session.untaken.values())
+            listened = sum(job.nbytes for job in session.tickets.values())
+            assert session.nbytes == listened + untaken, "a session's bytes are counted"
+            nbytes += untaken
+        assert self.nbytes == nbytes, "all bytes are counted"
+        for function in self.crew.functions.values():
+            of_it = [job for job in self.jobs.values() if job.queue.function is function]
+            n_ready = sum(queue.n_ready for queue in function.queues.values())
+            n_live = sum(queue.n_live for queue in function.queues.values())
+            assert function.n_running == sum(job.state == ASSIGNED for job in of_it)
+            assert n_ready == sum(job.state == READY for job in of_it), "ready jobs are counted"
+            assert n_live == len(of_it), "live jobs are counted"
+        for worker in self.crew.workers:
+            assert worker.adopted <= set(worker.held)
+            for handle, job in worker.held.items():
+                assert self.jobs[handle] is job, "only a live job is held"
+                assert job.worker is worker, "a job and its worker know each other"
+
+    def _check_job(self, handle: int, job: Job) -> None:
+        assert job.handle == handle
+        assert job.state in (READY, DELAYED, ASSIGNED)
+        assert (job.state == ASSIGNED) == (job.worker is not None), "assigned means held"
+        assert (job.state == READY) == bool(job.stands_at), "ready means standing in a lane"
+        if job.worker is not None:
+            assert job.worker.held[handle] is job, "a job and its worker know each other"
+            assert 1 <= job.attempt <= job.terms.attempts, "attempts are bounded"
+        assert job.listeners or job.background or job.unwanted, "a job has someone who wants it"
+        assert not job.unwanted or job.worker is not None, "only a running job can be unwanted"
+        for session, ticket in job.listeners:
+            assert session.tickets[ticket] is job, "a job and its listeners know each other"
+        if job.uniq:
+            assert self.merged[job.name, job.uniq] is job, "a job to join is found"

@@ -1,0 +1,608 @@
+"""The loop of a job server: one thread, one ROUTER, and a state that thinks.
+
+::
+
+                .------------------- Server.turn --------------------.
+    socket -----> what came (bounded) ---> State.on_message          |
+                |                          State.on_tick   (when due)|
+                |                                |                   |
+                |                             coalesce               |
+    parked -----> (when due) ------------------> send ---------------> socket
+       ^        |                                |                   |
+       |        '--------------------------------|-------------------'
+       '------------- full (EAGAIN) -------------+-- gone (EHOSTUNREACH) --> State.on_gone
+
+* No send ever blocks. What a peer's queue does not take is *parked* for that peer alone, in order,
+  and tried again; a peer that lets more pile up than ``MAX_PARKED`` is cut: the state is told that
+  it is gone, and the last that it will read is an ``Error`` that asks for a new Hello.
+* A routing id is a connection. libzmq tells that one is gone only when something is sent to it.
+  The state's heartbeats see to that; links with transfers under way are probed here.
+* Bodies in pieces (``pieces``) are put together and cut here; the state sees whole messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Final, NamedTuple, Protocol, Self
+
+import zmq
+
+from jobserver import keys
+from jobserver.jobs import Send
+from jobserver.pieces import TRANSFERS, Budget, Frames, Link
+from jobserver.protocol import (
+    BODY_NBYTES,
+    MAX_FRAME_NBYTES,
+    MAX_FRAMES,
+    MAX_LIST,
+    Body,
+    Completed,
+    Error,
+    Heartbeat,
+    Hello,
+    JobComplete,
+    Malformed,
+    Message,
+    Piece,
+    Range,
+    WorkAccepted,
+    decode_to_server,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGES: Final = 500
+"""Taken in one turn, so that what is due and what is parked has its turn too."""
+TURN: Final = 0.005
+"""Seconds after which a turn takes no more messages: what it has to send should not wait."""
+
+MAX_HEADER_NBYTES: Final = 8 * 2**20
+"""The largest lawful list takes half of this; it bounds what one message can cost to decode."""
+
+MAX_PARKED: Final = 65_536
+MAX_PARKED_NBYTES: Final = 256 * 2**20
+"""Parked for one peer, beside the 1,000 messages that libzmq holds for it."""
+
+RETRY: Final = 0.002
+MAX_RETRY: Final = 0.05
+"""Seconds until parked messages are tried again; doubled while none of them goes."""
+
+PROBE: Final = 1.0
+"""Seconds between the probes of links that have transfers under way."""
+
+LEAVE: Final = 5.0
+"""Seconds that a drained server waits for peers that read slowly."""
+
+COPIED_NBYTES: Final = 65_536
+"""Frames up to this size are copied into libzmq, which is cheaper than to keep track of them."""
+
+_OPTIONS: Final = (
+    (zmq.ROUTER_MANDATORY, 1),  # tells of full and gone peers instead of dropping messages
+    (zmq.LINGER, 0),
+    (zmq.BACKLOG, 4096),
+    (zmq.SNDHWM, 1000),
+    (zmq.RCVHWM, 1000),
+    (zmq.MAXMSGSIZE, MAX_FRAME_NBYTES),
+    (zmq.HANDSHAKE_IVL, 5000),
+    # Both ends must say these: the one that does not never notices a half-open link.
+    (zmq.HEARTBEAT_IVL, 5000),
+    (zmq.HEARTBEAT_TIMEOUT, 15_000),
+    (zmq.HEARTBEAT_TTL, 20_000),
+    (zmq.TCP_KEEPALIVE, 1),
+    (zmq.TCP_KEEPALIVE_IDLE, 30),
+    (zmq.TCP_KEEPALIVE_INTVL, 10),
+    (zmq.TCP_KEEPALIVE_CNT, 3),
+)
+
+
+class Thinker(Protocol):
+    """What the loop needs of a state: ``jobserver.state.State`` is one."""
+
+    @property
+    def drained(self) -> bool:
+        """Tell whether a draining server may leave."""
+
+    def on_message(
+        self, peer: bytes, message: Message, bodies: tuple[Body, ...], now: float
+    ) -> list[Send]:
+        """Take in a message. A Heartbeat is answered only if the peer has not said Hello."""
+
+    def on_malformed(self, peer: bytes, error: Malformed, now: float) -> list[Send]:
+        """Answer what was no message."""
+
+    def on_gone(self, peer: bytes, now: float) -> list[Send]:
+        """Note that a link is gone. May be told more than once."""
+
+    def on_undelivered(self, peer: bytes, message: Message, now: float) -> list[Send]:
+        """Note that a link is gone, and this message was not sent."""
+
+    def on_tick(self, now: float) -> list[Send]:
+        """Do what is due."""
+
+    def next_deadline(self) -> float | None:
+        """Return when ``on_tick`` is to be called."""
+
+    def drain(self, now: float) -> list[Send]:
+        """Take nothing new."""
+
+
+class Server:
+    """A ROUTER and the loop around it.
+
+    ``stop`` and ``drain`` may be called from any thread and from signal handlers; everything else
+    belongs to the one thread that runs the loop.
+
+    Args:
+        state: thinks.
+        max_nbytes: a larger body is refused when a peer offers it. A quarter of this is what the
+            transfers that are under way may hold together, unless it is a single one.
+        lifeline: a file descriptor; the server stops at once when its other end is closed.
+
+    Attributes:
+        longest_turn: CPU seconds of the longest turn so far.
+    """
+
+    def __init__(
+        self, state: Thinker, *, max_nbytes: int = 4 * 2**30, lifeline: int | None = None
+    ) -> None:
+        self.longest_turn = 0.0
+        self._state = state
+        self._max_nbytes = max_nbytes
+        self._budget = Budget(max_nbytes // 4)
+        self._links: dict[bytes, Link] = {}  # peer -> link; only those with transfers under way
+        self._parked: dict[bytes, _Parked] = {}  # peer -> what waits for it; never empty
+        self._lost: deque[tuple[bytes, Message | None]] = deque()  # gone peers, to tell the state
+        self._retry = RETRY
+        self._retry_at = self._probe_at = math.inf
+        self._peer_log = PeerLog()
+        self._stopping = self._draining = self._drain_told = False
+        self._lifeline = lifeline
+        self._wakes, self._wake = os.pipe()
+        os.set_blocking(self._wakes, False)
+        os.set_blocking(self._wake, False)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        for option, value in _OPTIONS:
+            self._socket.setsockopt(option, value)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wakes, zmq.POLLIN)
+        if lifeline is not None:
+            self._poller.register(lifeline, zmq.POLLIN)
+
+    def bind(self, endpoint: str, *, insecure: bool = False) -> str:
+        """Listen on an endpoint, as ``keys.endpoint`` returns it. Returns it with its real port.
+
+        Raises:
+            InsecureBind: strangers could reach it, and it is not said to be ``insecure``.
+            OSError: the system will not have it.
+        """
+        if not insecure:
+            keys.require_private(endpoint)
+        self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
+        bound = self._socket.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
+        return bound.rstrip(b"\0").decode()
+
+    def run(self) -> bool:
+        """Serve until the server has drained (then True) or was stopped."""
+        leave_at = math.inf
+        while not self._stopping:
+            self.turn(None)
+            if self._drain_told and self._state.drained:
+                leave_at = min(leave_at, time.monotonic() + LEAVE)
+                if not self._parked or time.monotonic() >= leave_at:
+                    break
+        log.debug("longest turn: %.1f ms", 1000 * self.longest_turn)
+        return not self._stopping
+
+    def turn(self, timeout: float | None) -> None:
+        """Wait at most ``timeout`` seconds (None: until something comes) and do what there is."""
+        events = dict(self._poller.poll(self._patience(timeout)))
+        began = time.thread_time()
+        if len(events) > (self._socket in events):
+            self._heed(events)
+        sends: list[Send] = []
+        if self._draining and not self._drain_told:
+            self._drain_told = True
+            sends += self._state.drain(time.monotonic())
+        now = time.monotonic()
+        if self._socket in events:
+            now = self._take(sends, now)
+        deadline = self._state.next_deadline()
+        if deadline is not None and deadline <= now:
+            sends += self._state.on_tick(now)
+        if self._retry_at <= now:
+            self._try_parked(now)
+        if self._probe_at <= now:
+            self._probe(now)
+        self._deliver(sends, now)
+        self.longest_turn = max(self.longest_turn, time.thread_time() - began)
+
+    def drain(self) -> None:
+        """Have the server finish what it has, take nothing new, and leave."""
+        self._draining = True
+        self._wake_up()
+
+    def stop(self) -> None:
+        """Have ``run`` return at once."""
+        self._stopping = True
+        self._wake_up()
+
+    def close(self, linger: float = 0.0) -> None:
+        """Close the socket, after at most ``linger`` seconds in which sent messages still go."""
+        self._socket.close(int(1000 * linger))
+        self._context.term()
+        os.close(self._wakes)
+        os.close(self._wake)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- what wakes the loop ----------------------------------------------------------------
+
+    def _patience(self, timeout: float | None) -> int | None:
+        """Return the milliseconds to wait for messages."""
+        deadline = self._state.next_deadline()
+        due = min(self._retry_at, self._probe_at, math.inf if deadline is None else deadline)
+        if timeout is not None:
+            due = min(due, time.monotonic() + timeout)
+        elif self._drain_told and self._state.drained:
+            due = min(due, time.monotonic() + MAX_RETRY)
+        if due == math.inf:
+            return None
+        return max(0, math.ceil(1000 * (due - time.monotonic())))
+
+    def _wake_up(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it will wake up all the same
+            os.write(self._wake, b"!")
+
+    def _heed(self, events: dict[object, int]) -> None:
+        if self._wakes in events:
+            os.read(self._wakes, 4096)
+        lifeline = self._lifeline
+        if lifeline is not None and lifeline in events and not os.read(lifeline, 4096):
+            log.info("the other end of the lifeline is gone: I end")
+            self._stopping = True
+
+    # --- in ---------------------------------------------------------------------------------
+
+    def _take(self, sends: list[Send], now: float) -> float:
+        """Take in what has come. Returns the time."""
+        until = now + TURN
+        receive = self._socket.recv_multipart
+        for _ in range(MAX_MESSAGES):
+            try:
+                frames = receive(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            sends += self._on_frames(frames, now)
+            now = time.monotonic()
+            if now >= until:
+                break
+        return now
+
+    def _on_frames(self, frames: list[bytes], now: float) -> list[Send]:
+        peer = frames[0]
+        try:
+            if not 2 <= len(frames) <= 1 + MAX_FRAMES:
+                raise Malformed("bad_frame", f"{len(frames) - 1} frames; 1 to {MAX_FRAMES} are one")
+            if len(frames[1]) > MAX_HEADER_NBYTES:
+                raise Malformed("limit", f"a header of {len(frames[1])} bytes")
+            message = decode_to_server(frames[1])
+            bodies = tuple(frames[2:])
+            for body in bodies:
+                if len(body) > BODY_NBYTES and type(message) is not Piece:
+                    raise Malformed("limit", f"a body of {len(body)} bytes comes in pieces")
+            if type(message) in TRANSFERS:
+                return self._on_transfer(peer, message, bodies, now)
+        except Malformed as error:
+            self._peer_log.warn(now, peer, "sent no message (%s): %s", error.code, str(error))
+            return self._state.on_malformed(peer, error, now)
+        if type(message) is Hello and peer in self._links:
+            self._forget_link(peer, now)
+        return self._state.on_message(peer, message, bodies, now)
+
+    def _on_transfer(
+        self, peer: bytes, message: Message, bodies: tuple[Body, ...], now: float
+    ) -> list[Send]:
+        # To the state this is a sign of life, and of a stranger there is nothing to be taken.
+        sends = self._state.on_message(peer, Heartbeat(), (), now)
+        if sends:
+            return sends
+        link = self._require_link(peer, now)
+        try:
+            whole, answers = link.incoming(message, bodies)
+        except Malformed:
+            self._post(link, link.grant(), now)
+            raise
+        for inner, inner_bodies in whole:
+            sends += self._state.on_message(peer, inner, inner_bodies, now)
+        self._post(link, answers, now)
+        self._grant_waiting(now)
+        return sends
+
+    # --- out --------------------------------------------------------------------------------
+
+    def _deliver(self, sends: list[Send], now: float) -> None:
+        """Send all, and tell the state of those who turn out to be gone."""
+        while True:
+            for peer, message, bodies in coalesce(sends) if len(sends) > 1 else sends:
+                frames: Frames = [peer, encode(message)]
+                for body in bodies:
+                    if not isinstance(body, bytes) or len(body) > BODY_NBYTES:
+                        link = self._require_link(peer, now)
+                        self._post(link, link.outgoing(message, bodies), now)
+                        break
+                    frames.append(body)
+                else:
+                    self._put(peer, frames, message, now)
+            if not self._lost:
+                break
+            sends = []
+            while self._lost:
+                sends += self._on_lost(*self._lost.popleft(), now)
+
+    def _post(self, link: Link, messages: list[Frames], now: float) -> None:
+        """Send what a link returned."""
+        for frames in messages:
+            self._put(link.peer, [link.peer, *frames], None, now)
+        if link.idle:
+            self._links.pop(link.peer, None)
+
+    def _put(self, peer: bytes, frames: Frames, message: Message | None, now: float) -> None:
+        parked = self._parked.get(peer)
+        if parked is None:
+            try:
+                self._send(frames)
+                return
+            except zmq.Again:
+                pass
+            except zmq.ZMQError as error:
+                if error.errno != errno.EHOSTUNREACH:
+                    raise
+                self._lost.append((peer, message))
+                return
+        if type(message) is Heartbeat:
+            return  # one that is late says nothing
+        if parked is None:
+            parked = self._parked[peer] = _Parked()
+            self._retry_at = min(self._retry_at, now + self._retry)
+        if not parked.cut:
+            parked.append(frames, message)
+            if parked.is_full:
+                self._cut(peer, parked, now)
+
+    def _send(self, frames: Frames) -> None:
+        """Hand a message to libzmq, whole or not at all."""
+        copy = len(frames) < 3 or all(len(frame) <= COPIED_NBYTES for frame in frames[2:])
+        self._socket.send_multipart(frames, zmq.DONTWAIT, copy=copy)
+
+    def _try_parked(self, now: float) -> None:
+        """Send of the parked messages what goes."""
+        n_sent = 0
+        for peer, parked in list(self._parked.items()):
+            try:
+                while parked.entries:
+                    self._send(parked.entries[0].frames)
+                    parked.popleft()
+                    n_sent += 1
+                del self._parked[peer]
+            except zmq.Again:
+                pass
+            except zmq.ZMQError as error:
+                if error.errno != errno.EHOSTUNREACH:
+                    raise
+                del self._parked[peer]
+                # The newest first: what a state puts back in front keeps its order.
+                self._lost += ((peer, entry.message) for entry in reversed(parked.entries))
+        self._retry = RETRY if n_sent else min(2 * self._retry, MAX_RETRY)
+        self._retry_at = now + self._retry if self._parked else math.inf
+
+    def _cut(self, peer: bytes, parked: _Parked, now: float) -> None:
+        """Give up on a peer that does not read."""
+        n, nbytes = len(parked.entries), parked.nbytes
+        self._peer_log.warn(
+            now, peer, "does not read: I drop %d messages (%d bytes) for it", n, nbytes
+        )
+        text = "you did not read what I had for you, and I dropped it: say Hello again"
+        parked.clear()
+        parked.append([peer, encode(Error("hello_first", text))], None)
+        parked.cut = True
+        self._forget_link(peer, now)
+        self._lost.append((peer, None))
+
+    def _on_lost(self, peer: bytes, message: Message | None, now: float) -> list[Send]:
+        self._forget_link(peer, now)
+        if message is None:
+            return self._state.on_gone(peer, now)
+        return self._state.on_undelivered(peer, message, now)
+
+    # --- transfers --------------------------------------------------------------------------
+
+    def _require_link(self, peer: bytes, now: float) -> Link:
+        link = self._links.get(peer)
+        if link is None:
+            link = self._links[peer] = Link(
+                self._max_nbytes, decode=decode_to_server, budget=self._budget, peer=peer
+            )
+            self._probe_at = min(self._probe_at, now + PROBE)
+        return link
+
+    def _forget_link(self, peer: bytes, now: float) -> None:
+        link = self._links.pop(peer, None)
+        if link is not None:
+            link.forget()
+            self._grant_waiting(now)
+
+    def _grant_waiting(self, now: float) -> None:
+        """Let links that found no room in the budget have what is free again."""
+        while (link := self._budget.first_waiting()) is not None:
+            grants = link.grant()
+            if not grants:
+                break
+            self._post(link, grants, now)
+
+    def _probe(self, now: float) -> None:
+        """Find out which links with transfers under way are gone: most peers get no heartbeats."""
+        for peer in list(self._links):
+            self._put(peer, [peer, encode(Heartbeat())], Heartbeat(), now)
+        self._probe_at = now + PROBE if self._links else math.inf
+
+
+class _Entry(NamedTuple):
+    """A parked message; ``message`` is None for a part of a transfer."""
+
+    frames: Frames
+    message: Message | None
+
+
+class _Parked:
+    """What waits until one peer reads. ``cut``: nothing more is taken."""
+
+    def __init__(self) -> None:
+        self.entries: deque[_Entry] = deque()
+        self.nbytes = 0
+        self.cut = False
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.entries) > MAX_PARKED or self.nbytes > MAX_PARKED_NBYTES
+
+    def append(self, frames: Frames, message: Message | None) -> None:
+        self.entries.append(_Entry(frames, message))
+        self.nbytes += sum(map(len, frames))
+
+    def popleft(self) -> None:
+        self.nbytes -= sum(map(len, self.entries.popleft().frames))
+
+    def clear(self) -> None:
+        self.entries.clear()
+        self.nbytes = 0
+
+
+class PeerLog:
+    """Log lines about peers: one a second for each, and for at most twenty of them."""
+
+    def __init__(self) -> None:
+        self._told: set[bytes] = set()
+        self._clear_at = 0.0
+
+    def warn(self, now: float, peer: bytes, text: str, *arguments: object) -> None:
+        """Log what a peer did. Strings are escaped, since they may be the peer's own."""
+        if now >= self._clear_at:
+            self._told.clear()
+            self._clear_at = now + 1.0
+        if peer in self._told or len(self._told) >= 20:
+            return
+        self._told.add(peer)
+        safe = (ascii(a) if isinstance(a, str) else a for a in arguments)
+        log.warning("peer %s " + text, peer.hex(), *safe)
+
+
+def coalesce(sends: Iterable[Send]) -> list[Send]:
+    """Make one message of neighbouring ones to a peer, where that says the same.
+
+    These are results to a client and acknowledgements to a worker. The order of the messages to
+    each peer stays.
+    """
+    merged: list[Send | _Run] = []
+    last: dict[bytes, _Run] = {}  # peer -> the run at the end of what it gets
+    for send in sends:
+        kind = type(send.message)
+        if kind is not JobComplete and kind is not WorkAccepted:
+            last.pop(send.peer, None)
+            merged.append(send)
+            continue
+        run = last.get(send.peer)
+        if run is None or not run.takes(send):
+            run = last[send.peer] = _Run(send)
+            merged.append(run)
+    return [entry.joined() if isinstance(entry, _Run) else entry for entry in merged]
+
+
+class _Run:
+    """Neighbouring messages to one peer that can be one."""
+
+    def __init__(self, first: Send) -> None:
+        self._sends = [first]
+        self._n, self._nbytes = _extent(first)
+
+    def takes(self, send: Send) -> bool:
+        """Append the message, if it fits."""
+        first = self._sends[0].message
+        message = send.message
+        if isinstance(first, JobComplete):
+            if not isinstance(message, JobComplete) or message.host != first.host:
+                return False
+        elif not isinstance(first, WorkAccepted) or not isinstance(message, WorkAccepted):
+            return False
+        n, nbytes = _extent(send)
+        if self._n + n > MAX_LIST or self._nbytes + nbytes > BODY_NBYTES:
+            return False
+        self._sends.append(send)
+        self._n += n
+        self._nbytes += nbytes
+        return True
+
+    def joined(self) -> Send:
+        sends = self._sends
+        if len(sends) == 1:
+            return sends[0]
+        if isinstance(sends[0].message, WorkAccepted):
+            return Send(sends[0].peer, _join_accepted(sends))
+        return _join_complete(sends)
+
+
+def _extent(send: Send) -> tuple[int, int]:
+    """Return the entries and bytes of a list; what may not be joined has too many bytes."""
+    message = send.message
+    if isinstance(message, WorkAccepted):
+        return len(message.seqs), 0
+    if isinstance(message, JobComplete) and all(type(body) is bytes for body in send.bodies):
+        return len(message.jobs), sum(map(len, send.bodies))
+    return 0, BODY_NBYTES + 1
+
+
+def _join_accepted(sends: list[Send]) -> WorkAccepted:
+    seqs: list[Range] = []
+    for send in sends:
+        assert isinstance(send.message, WorkAccepted)
+        for seq in send.message.seqs:
+            if seqs and seqs[-1].first + seqs[-1].n == seq.first:
+                seqs[-1] = Range(seqs[-1].first, seqs[-1].n + seq.n)
+            else:
+                seqs.append(seq)
+    return WorkAccepted(seqs)
+
+
+def _join_complete(sends: list[Send]) -> Send:
+    jobs: list[Completed] = []
+    bodies: list[Body] = []
+    seconds = 0.0
+    n_workers = 0
+    host = ""
+    for send in sends:
+        message = send.message
+        assert isinstance(message, JobComplete)
+        jobs += message.jobs
+        bodies += send.bodies
+        seconds += message.seconds
+        n_workers, host = message.n_workers, message.host
+    body = b"".join(bodies)  # type: ignore[arg-type]
+    return Send(sends[0].peer, JobComplete(jobs, seconds, host, n_workers), (body,))

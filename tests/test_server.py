@@ -1,0 +1,710 @@
+"""The loop over real sockets: what it lets through and refuses, and whom it never waits for."""
+
+import contextlib
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import zmq
+
+from jobserver import protocol as wire
+from jobserver.errors import InsecureBind
+from jobserver.jobs import Limits, Send
+from jobserver.pieces import Link
+from jobserver.protocol import Body, Message
+from jobserver.server import PeerLog, Server, coalesce
+from jobserver.state import State
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 20.0  # seconds until a test gives up on what should be there in milliseconds
+MIB = 2**20
+ANY_PORT = "tcp://127.0.0.1:0"
+M = TypeVar("M", bound=Message)
+
+
+class Context:
+    """Makes sockets and closes them all at its end."""
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sockets: list[zmq.Socket[bytes]] = []
+
+    def dealer(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.DEALER)
+        self._sockets.append(socket)
+        socket.setsockopt(zmq.RCVTIMEO, int(1000 * PATIENCE))
+        socket.setsockopt(zmq.SNDTIMEO, int(1000 * PATIENCE))
+        socket.connect(endpoint)
+        return socket
+
+    def close(self) -> None:
+        for socket in self._sockets:
+            socket.close(linger=0)
+        self._context.term()
+
+
+@pytest.fixture
+def context() -> Iterator[Context]:
+    with contextlib.closing(Context()) as context:
+        yield context
+
+
+class Live:
+    """A server that runs in a thread."""
+
+    def __init__(self, state: State, max_nbytes: int = 2**30) -> None:
+        self.state = state
+        self.server = Server(state, max_nbytes=max_nbytes)
+        self.endpoint = self.server.bind(ANY_PORT)
+        self.thread = threading.Thread(target=self.server.run, name="jobserver")
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        self.server.close()
+
+
+@contextlib.contextmanager
+def serving(limits: Limits | None = None, max_nbytes: int = 2**30) -> Iterator[Live]:
+    live = Live(State("sammy", "b00t", limits=limits), max_nbytes)
+    try:
+        yield live
+    finally:
+        live.stop()
+    live.state.check()
+
+
+@pytest.fixture
+def live() -> Iterator[Live]:
+    with serving() as live:
+        yield live
+
+
+class Peer:
+    """A client or a worker, as plain as it can be."""
+
+    def __init__(self, context: Context, endpoint: str) -> None:
+        self.socket = context.dealer(endpoint)
+        self.link = Link(2**40)
+        self.heard: deque[tuple[Message, tuple[Body, ...]]] = deque()
+
+    def say(self, message: Message, *bodies: Body) -> None:
+        for frames in self.link.outgoing(message, bodies):
+            self.socket.send_multipart(frames)
+
+    def hear(self) -> tuple[Message, tuple[Body, ...]]:
+        """Return the next message but heartbeats."""
+        while not self.heard:
+            header, *bodies = self.socket.recv_multipart()
+            whole, answers = self.link.incoming(wire.decode_to_peer(header), tuple(bodies))
+            for frames in answers:
+                self.socket.send_multipart(frames)
+            self.heard += (one for one in whole if not isinstance(one[0], wire.Heartbeat))
+        return self.heard.popleft()
+
+    def wait_for(self, kind: type[M]) -> tuple[M, tuple[Body, ...]]:
+        """Return the next message of that kind, and pass over others."""
+        while True:
+            message, bodies = self.hear()
+            if isinstance(message, kind):
+                return message, bodies
+
+    def wait_for_heartbeat(self) -> None:
+        while not isinstance(wire.decode_to_peer(self.socket.recv()), wire.Heartbeat):
+            pass
+
+    def ask(self, request: int) -> None:
+        self.say(wire.GetStatus(request))
+
+    def answer(self) -> int:
+        return self.wait_for(wire.StatusIs)[0].request
+
+
+def client(context: Context, live: Live, session: bytes = b"c" * 16) -> Peer:
+    peer = Peer(context, live.endpoint)
+    peer.say(wire.Hello(wire.MAJOR, wire.MINOR, "client", session))
+    peer.wait_for(wire.Welcome)
+    return peer
+
+
+def worker(context: Context, live: Live, session: bytes = b"w" * 16) -> Peer:
+    """Return a lone worker that can do "f"."""
+    peer = Peer(context, live.endpoint)
+    peer.say(wire.Hello(wire.MAJOR, wire.MINOR, "worker", session))
+    peer.wait_for(wire.Welcome)
+    peer.say(wire.CanDo([wire.Ability("f")]))
+    return peer
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.002)
+
+
+def as_bytes(body: Body) -> bytes:
+    return body if isinstance(body, bytes) else b"".join(body)
+
+
+def run_one(client: Peer, worker: Peer, argument: bytes, result: bytes) -> tuple[bytes, bytes]:
+    """Take one job there and back; return the argument and the result that arrived."""
+    client.say(wire.SubmitJobs("f", [wire.JobSpec(1, len(argument))]), argument)
+    client.wait_for(wire.JobsAccepted)
+    worker.say(wire.GrabJobs(wait=True))
+    assign, (got,) = worker.wait_for(wire.JobAssign)
+    worker.say(wire.WorkComplete(1, [wire.WorkDone(assign.jobs[0].handle, len(result))]), result)
+    worker.wait_for(wire.WorkAccepted)
+    _, (back,) = client.wait_for(wire.JobComplete)
+    client.say(wire.ResultsTaken([wire.Range(1, 1)]))
+    return as_bytes(got), as_bytes(back)
+
+
+# What goes through.
+
+
+def test_a_job_goes_from_client_to_worker_and_back(context: Context, live: Live) -> None:
+    one, other = client(context, live), worker(context, live)
+    assert run_one(one, other, b"argument", b"result") == (b"argument", b"result")
+
+
+def test_jobs_leave_nothing_to_the_garbage_collector() -> None:
+    """The command switches full collections off."""
+    state = State("sammy", "b00t")
+    client, worker = b"client", b"worker"
+
+    def say(peer: bytes, message: Message, *bodies: bytes) -> list[Send]:
+        return state.on_message(peer, message, bodies, 0.0)
+
+    gc.collect()
+    say(client, wire.Hello(wire.MAJOR, wire.MINOR, "client", b"c" * 16))
+    say(worker, wire.Hello(wire.MAJOR, wire.MINOR, "worker", b"w" * 16))
+    say(worker, wire.CanDo([wire.Ability("f")]))
+    specs = [wire.JobSpec(ticket, 1, b"%d" % (ticket % 5)) for ticket in range(10)]
+    say(client, wire.SubmitJobs("f", specs, merge=True), b"a" * 10)
+    for seq in range(1, 4):
+        [(_, assign, _)] = say(worker, wire.GrabJobs())
+        assert isinstance(assign, wire.JobAssign)
+        done = wire.WorkDone(assign.jobs[0].handle, 1)
+        say(worker, wire.WorkComplete(seq, [done]), b"r")
+    say(worker, wire.GrabJobs())
+    for peer in (client, worker):
+        say(peer, wire.Goodbye())
+    del assign, done
+    assert gc.collect() == 0
+
+
+def test_forty_megabytes_go_through_in_pieces(context: Context, live: Live) -> None:
+    one, other = client(context, live), worker(context, live)
+    argument, result = os.urandom(40 * MIB), os.urandom(40 * MIB)
+    assert run_one(one, other, argument, result) == (argument, result)
+    assert not live.server._links
+
+
+def test_small_messages_are_answered_while_a_large_one_is_under_way(
+    context: Context, live: Live
+) -> None:
+    one = client(context, live)
+    argument = bytes(40 * MIB)
+    one.say(wire.SubmitJobs("f", [wire.JobSpec(1, len(argument))]), argument)
+    one.ask(1)
+    assert isinstance(one.hear()[0], wire.StatusIs)
+    assert isinstance(one.hear()[0], wire.JobsAccepted)
+
+
+def test_a_server_listens_on_several_endpoints(context: Context, live: Live) -> None:
+    with Server(State("kenny", "b00t")) as server:
+        endpoints = {server.bind(ANY_PORT), server.bind(ANY_PORT)}
+        assert len(endpoints) == 2
+        for endpoint in endpoints:
+            peer = Peer(context, endpoint)
+            peer.say(wire.Hello(wire.MAJOR, wire.MINOR, "client", b"c" * 16))
+            while not peer.socket.poll(0):
+                server.turn(0.01)
+
+
+def test_a_server_does_not_listen_to_strangers_unless_it_is_told_to() -> None:
+    with Server(State("sammy", "b00t")) as server:
+        with pytest.raises(InsecureBind):
+            server.bind("tcp://0.0.0.0:0")
+        assert server.bind("tcp://0.0.0.0:0", insecure=True).startswith("tcp://0.0.0.0:")
+
+
+def test_an_address_in_use_is_an_error_that_names_it(live: Live) -> None:
+    with (
+        Server(State("kenny", "b00t")) as server,
+        pytest.raises(OSError, match=re.escape(live.endpoint)),
+    ):
+        server.bind(live.endpoint)
+
+
+# What does not.
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        ([b""], "bad_header"),
+        ([b"\xc1 is never msgpack"], "bad_header"),
+        ([b"\x93"], "bad_header"),
+        ([b"\x91\xa3Foo"], "unknown_message"),
+        ([wire.encode(wire.JobAssign([]))], "unknown_message"),
+        ([wire.encode(wire.Heartbeat()), b"", b"", b""], "bad_frame"),
+        ([wire.encode(wire.Heartbeat())] * 17, "bad_frame"),
+        ([bytes(8 * MIB + 1)], "limit"),
+        ([wire.encode(wire.WorkData(1)), bytes(MIB + 1)], "limit"),
+        ([wire.encode(wire.Piece(2)), bytes(MIB)], "bad_frame"),
+        ([wire.encode(wire.Offer(2, 2**40))], "limit"),
+        ([wire.encode(wire.CanDo([]))], "role"),
+    ],
+)
+def test_what_is_no_lawful_message_is_answered_by_an_error_and_counted(
+    context: Context, live: Live, frames: list[bytes], code: str
+) -> None:
+    peer = client(context, live)
+    peer.socket.send_multipart(frames)
+    assert peer.wait_for(wire.Error)[0].code == code
+    assert live.state.counters["malformed"] == 1
+    peer.ask(5)
+    assert peer.answer() == 5
+
+
+def test_a_frame_beyond_the_limit_cuts_the_link_and_the_server_lives(
+    context: Context, live: Live
+) -> None:
+    hostile = client(context, live, b"h" * 16)
+    hostile.socket.send(bytes(wire.MAX_FRAME_NBYTES + 1))
+    peer = client(context, live)
+    peer.ask(1)
+    assert peer.answer() == 1
+    hostile.ask(2)  # on the new connection that libzmq made by itself
+    assert hostile.wait_for(wire.Error)[0].code == "hello_first"
+
+
+@pytest.mark.parametrize("message", [wire.GetStatus(1), wire.Offer(2, 5 * MIB), wire.Heartbeat()])
+def test_a_peer_without_a_hello_is_asked_for_it(
+    context: Context, live: Live, message: Message
+) -> None:
+    stranger = Peer(context, live.endpoint)
+    stranger.socket.send(wire.encode(message))
+    assert stranger.wait_for(wire.Error)[0].code == "hello_first"
+
+
+def test_a_new_hello_forgets_transfers_under_way(context: Context, live: Live) -> None:
+    peer = client(context, live)
+    peer.socket.send(wire.encode(wire.Offer(2, 5 * MIB)))
+    peer.socket.send(wire.encode(wire.Hello(wire.MAJOR, wire.MINOR, "client", b"c" * 16)))
+    peer.socket.send(wire.encode(wire.Offer(2, 3 * MIB)))
+    said = [wire.decode_to_peer(peer.socket.recv()) for _ in range(3)]
+    assert [one for one in said if isinstance(one, wire.Grant)] == [
+        wire.Grant(2, 5 * MIB),
+        wire.Grant(2, 3 * MIB),
+    ]
+
+
+def granted(peer: Peer) -> wire.Grant:
+    """Return the next grant that a peer gets, and pass over heartbeats."""
+    while not isinstance(message := wire.decode_to_peer(peer.socket.recv()), wire.Grant):
+        assert isinstance(message, wire.Heartbeat | wire.Error)
+    return message
+
+
+def test_a_transfer_gets_the_room_of_one_that_was_refused(context: Context, live: Live) -> None:
+    peer = client(context, live)
+    peer.socket.send(wire.encode(wire.Offer(2, 16 * MIB)))  # all that a link has under way
+    assert granted(peer) == wire.Grant(2, 16 * MIB)
+    peer.socket.send(wire.encode(wire.Offer(4, MIB)))
+    peer.socket.send_multipart([wire.encode(wire.Piece(2)), b"too small"])
+    assert granted(peer) == wire.Grant(4, MIB)
+
+
+def test_a_transfer_gets_the_room_of_one_that_ended(context: Context) -> None:
+    with serving(max_nbytes=40 * MIB) as live:  # ten of them for transfers
+        first, second = client(context, live, b"1" * 16), client(context, live, b"2" * 16)
+        first.socket.send(wire.encode(wire.Offer(2, 8 * MIB)))
+        assert granted(first) == wire.Grant(2, 8 * MIB)
+        second.socket.send(wire.encode(wire.Offer(2, 8 * MIB)))
+        first.socket.send_multipart([wire.encode(wire.Piece(2)), bytes(8 * MIB)])
+        put_blob = wire.encode(wire.PutBlob(bytes(32)))
+        first.socket.send(wire.encode(wire.Pieced(put_blob, (2,))))
+        assert granted(second) == wire.Grant(2, 8 * MIB)
+
+
+def test_what_a_gone_peer_had_reserved_is_free_again(context: Context) -> None:
+    with serving(Limits(heartbeat=1e6), max_nbytes=40 * MIB) as live:
+        gone, waiting = worker(context, live), client(context, live)
+        gone.socket.send(wire.encode(wire.Offer(2, 10 * MIB)))
+        assert granted(gone) == wire.Grant(2, 10 * MIB)
+        waiting.socket.send(wire.encode(wire.Offer(2, 10 * MIB)))
+        gone.wait_for_heartbeat()  # the first probe, which a living peer survives
+        gone.socket.close(linger=0)
+        assert granted(waiting) == wire.Grant(2, 10 * MIB)
+
+
+def test_a_peer_is_complained_about_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    peers = PeerLog()
+    for tenth in range(15):
+        peers.warn(tenth / 10, b"peer", "did it %s", "again")
+    assert len(caplog.records) == 2
+
+
+def test_many_peers_together_are_complained_about_twenty_times_a_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    peers = PeerLog()
+    for number in range(1000):
+        peers.warn(0.5, bytes([number % 256, number // 256]), "did it")
+    assert len(caplog.records) == 20
+
+
+def test_what_a_peer_sent_is_escaped_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    PeerLog().warn(0.0, b"peer", "said %s", "\x1b[2J\nERROR all is lost")
+    assert caplog.messages == ["peer 70656572 said '\\x1b[2J\\nERROR all is lost'"]
+
+
+# Who does not read.
+
+
+def fill(context: Context, live: Live, n: int = 4000) -> Peer:
+    """Return a client that asked ``n`` times for more than any buffer holds, and read nothing."""
+    slow, other = client(context, live, b"s" * 16), client(context, live, b"o" * 16)
+    specs = [wire.JobSpec(ticket, 0) for ticket in range(30)]
+    other.say(wire.SubmitJobs("f", specs), b"")
+    other.wait_for(wire.JobsAccepted)
+    for request in range(n):
+        slow.say(wire.Show(request, "jobs"))
+    wait_until(lambda: bool(live.server._parked))
+    other.ask(1)
+    assert other.answer() == 1  # nobody else waits
+    other.say(wire.Goodbye())
+    return slow
+
+
+def test_a_slow_reader_gets_all_of_it_later_and_in_order(context: Context, live: Live) -> None:
+    n = 4000
+    slow = fill(context, live, n)
+    assert [slow.wait_for(wire.Shown)[0].request for _ in range(n)] == list(range(n))
+    wait_until(lambda: not live.server._parked)
+
+
+def test_a_drained_server_waits_for_a_slow_reader(context: Context, live: Live) -> None:
+    n = 4000
+    slow = fill(context, live, n)
+    live.server.drain()
+    assert [slow.wait_for(wire.Shown)[0].request for _ in range(n)] == list(range(n))
+    slow.wait_for(wire.Draining)
+    live.thread.join(PATIENCE)
+    assert not live.thread.is_alive()
+
+
+@pytest.mark.slow
+def test_a_peer_that_floods_without_reading_is_cut_and_the_others_are_served(
+    context: Context, live: Live
+) -> None:
+    flooder = client(context, live, b"f" * 16)
+    other = client(context, live)
+    flooder.socket.setsockopt(zmq.SNDTIMEO, 0)
+    session = live.state.book.sessions[b"f" * 16]
+    deadline = time.monotonic() + PATIENCE
+    request = 0
+    while session.peer is not None:
+        assert time.monotonic() < deadline, "it was not cut"
+        with contextlib.suppress(zmq.Again):
+            flooder.ask(request)
+            request += 1
+    flooder.socket.setsockopt(zmq.SNDTIMEO, int(1000 * PATIENCE))
+    for _ in range(100):
+        flooder.ask(0)
+        other.ask(1)
+        assert other.answer() == 1
+    # The one thing that is left for it is to say Hello again.
+    assert [len(parked.entries) for parked in live.server._parked.values()] == [1]
+    assert flooder.wait_for(wire.Error)[0].code == "hello_first"
+    flooder.say(wire.Hello(wire.MAJOR, wire.MINOR, "client", b"f" * 16))
+    assert flooder.wait_for(wire.Welcome)[0].resumed
+
+
+# Who is gone.
+
+
+def test_the_heartbeat_finds_out_that_a_client_is_gone(context: Context) -> None:
+    with serving(Limits(heartbeat=0.02)) as live:
+        peer = client(context, live)
+        peer.socket.close(linger=0)
+        wait_until(lambda: live.state.book.sessions[b"c" * 16].peer is None)
+
+
+class Recorder:
+    """A state that sends what a test gives it, and writes down what it is told."""
+
+    drained = False
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.to_send: list[Send] = []
+        self.peers: list[bytes] = []
+
+    def on_message(
+        self, peer: bytes, message: Message, bodies: tuple[Body, ...], now: float
+    ) -> list[Send]:
+        self.peers.append(peer)
+        return []
+
+    def on_malformed(self, peer: bytes, error: wire.Malformed, now: float) -> list[Send]:
+        return []
+
+    def on_gone(self, peer: bytes, now: float) -> list[Send]:
+        self.told.append(peer)
+        return []
+
+    def on_undelivered(self, peer: bytes, message: Message, now: float) -> list[Send]:
+        self.told.append((peer, message))
+        return [Send(self.peers[-1], wire.Noop())] if self.peers[-1] != peer else []
+
+    def on_tick(self, now: float) -> list[Send]:
+        sends, self.to_send = self.to_send, []
+        return sends
+
+    def next_deadline(self) -> float | None:
+        return 0.0 if self.to_send else None
+
+    def drain(self, now: float) -> list[Send]:
+        return []
+
+
+def met(context: Context, server: Server, state: Recorder, endpoint: str) -> Peer:
+    peer = Peer(context, endpoint)
+    peer.say(wire.PreSleep())
+    n_before = len(state.peers)
+    while len(state.peers) == n_before:
+        server.turn(0.1)
+    return peer
+
+
+def turn_until(server: Server, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        server.turn(0.01)
+
+
+def test_a_message_that_meets_a_gone_link_comes_back_and_what_that_sends_goes_out(
+    context: Context,
+) -> None:
+    state = Recorder()
+    with Server(state) as server:
+        endpoint = server.bind(ANY_PORT)
+        met(context, server, state, endpoint).socket.close(linger=0)
+        other = met(context, server, state, endpoint)
+        gone = state.peers[0]
+        assign = wire.JobAssign([])
+
+        def is_told() -> bool:
+            state.to_send = [] if state.told else [Send(gone, assign)]
+            return bool(state.told)
+
+        turn_until(server, is_told)
+        assert state.told == [(gone, assign)]
+        assert isinstance(other.hear()[0], wire.Noop)
+
+
+def test_what_is_parked_for_a_peer_that_goes_comes_back_newest_first(context: Context) -> None:
+    state = Recorder()
+    with Server(state) as server:
+        peer = met(context, server, state, server.bind(ANY_PORT))
+        [routing_id] = state.peers
+        body = bytes(10_000)
+        while not server._parked:  # until no buffer takes more
+            state.to_send = [Send(routing_id, wire.JobAssign([]), (body,))]
+            server.turn(0)
+        last = [wire.CancelJob(1, number) for number in range(3)]
+        state.to_send = [Send(routing_id, message) for message in (*last, wire.Heartbeat())]
+        server.turn(0)
+        peer.socket.close(linger=0)
+        turn_until(server, lambda: bool(state.told))
+        assert state.told[:3] == [(routing_id, message) for message in reversed(last)]
+        assert not server._parked
+
+
+# What becomes one message.
+
+
+def complete(peer: bytes, ticket: int, *, host: str = "papag", body: bytes = b"r") -> Send:
+    jobs = [wire.Completed(ticket, len(body), 1)]
+    return Send(peer, wire.JobComplete(jobs, 0.5, host, ticket), (body,))
+
+
+def test_results_to_one_client_become_one_message() -> None:
+    sends = [complete(b"1", 1, body=b"ab"), complete(b"2", 2), complete(b"1", 3, body=b"c")]
+    jobs = [wire.Completed(1, 2, 1), wire.Completed(3, 1, 1)]
+    assert coalesce(sends) == [
+        Send(b"1", wire.JobComplete(jobs, 1.0, "papag", 3), (b"abc",)),
+        complete(b"2", 2),
+    ]
+
+
+def test_acknowledgements_to_one_worker_become_one_message() -> None:
+    seqs = [[wire.Range(1, 2)], [wire.Range(3, 1)], [wire.Range(7, 1)]]
+    sends = [Send(b"1", wire.WorkAccepted(seq)) for seq in seqs]
+    joined = wire.WorkAccepted([wire.Range(1, 3), wire.Range(7, 1)])
+    assert coalesce(sends) == [Send(b"1", joined)]
+
+
+@pytest.mark.parametrize(
+    "sends",
+    [
+        [complete(b"1", 1), Send(b"1", wire.Noop()), complete(b"1", 2)],
+        [complete(b"1", 1), complete(b"1", 2, host="sammy")],
+        [complete(b"1", 1, body=bytes(MIB)), complete(b"1", 2)],
+        [complete(b"1", 1), Send(b"1", wire.WorkAccepted([wire.Range(1, 1)]))],
+        [Send(b"1", wire.Noop()), Send(b"1", wire.Noop())],
+    ],
+)
+def test_messages_that_say_different_things_stay_apart(sends: list[Send]) -> None:
+    assert coalesce(sends) == sends
+
+
+def test_what_was_sent_is_not_changed_by_what_is_joined_to_it() -> None:
+    sends = [complete(b"1", 1), complete(b"1", 2)]
+    coalesce(sends)
+    assert sends == [complete(b"1", 1), complete(b"1", 2)]
+
+
+# How it ends.
+
+
+def test_a_drained_server_leaves_by_itself(context: Context) -> None:
+    with serving() as live:
+        peer = client(context, live)
+        live.server.drain()
+        peer.wait_for(wire.Draining)
+        live.thread.join(PATIENCE)
+        assert not live.thread.is_alive()
+
+
+class Command:
+    """The command, as a process."""
+
+    def __init__(self, *arguments: str, fds: tuple[int, ...] = ()) -> None:
+        argv = [sys.executable, "-m", "jobserver", *arguments]
+        self.process = subprocess.Popen(
+            argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, pass_fds=fds
+        )
+        self.lines: list[str] = []
+
+    def wait_listening(self) -> str:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"listening on (\S+)", line):
+                return found[1]
+        raise AssertionError(f"it does not listen: {self.lines}")
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def command(*arguments: str, fds: tuple[int, ...] = ()) -> Iterator[Command]:
+    started = Command(*arguments, fds=fds)
+    try:
+        yield started
+    finally:
+        started.process.kill()
+        started.process.communicate()
+
+
+def client_of(context: Context, endpoint: str) -> Peer:
+    peer = Peer(context, endpoint)
+    peer.say(wire.Hello(wire.MAJOR, wire.MINOR, "client", b"c" * 16))
+    peer.wait_for(wire.Welcome)
+    return peer
+
+
+def assigned(context: Context, endpoint: str) -> tuple[Peer, Peer, int]:
+    """Return a client, a worker, and the handle of the one's job that the other has."""
+    one, other = client_of(context, endpoint), Peer(context, endpoint)
+    other.say(wire.Hello(wire.MAJOR, wire.MINOR, "worker", b"w" * 16))
+    other.say(wire.CanDo([wire.Ability("f")]))
+    one.say(wire.SubmitJobs("f", [wire.JobSpec(1, 1)]), b"a")
+    one.wait_for(wire.JobsAccepted)
+    other.say(wire.GrabJobs(wait=True))
+    return one, other, other.wait_for(wire.JobAssign)[0].jobs[0].handle
+
+
+def test_sigterm_lets_the_server_finish_what_it_has(context: Context) -> None:
+    with command("--bind", ANY_PORT) as jobserver:
+        one, other, handle = assigned(context, jobserver.wait_listening())
+        jobserver.process.send_signal(signal.SIGTERM)
+        one.wait_for(wire.Draining)
+        other.say(wire.WorkComplete(1, [wire.WorkDone(handle, 1)]), b"r")
+        assert one.wait_for(wire.JobComplete)[1] == (b"r",)
+        assert jobserver.process.poll() is None
+        one.say(wire.ResultsTaken([wire.Range(1, 1)]))
+        assert jobserver.wait() == 0
+
+
+def test_a_second_signal_ends_the_server_at_once(context: Context) -> None:
+    with command("--bind", ANY_PORT) as jobserver:
+        one, _, _ = assigned(context, jobserver.wait_listening())
+        jobserver.process.send_signal(signal.SIGTERM)
+        one.wait_for(wire.Draining)
+        jobserver.process.send_signal(signal.SIGINT)
+        assert jobserver.wait() == 0
+
+
+def test_a_server_ends_with_the_other_end_of_its_lifeline(context: Context) -> None:
+    near, far = os.pipe()
+    with command("--bind", ANY_PORT, "--lifeline", str(near), fds=(near,)) as jobserver:
+        os.close(near)
+        assigned(context, jobserver.wait_listening())
+        os.close(far)
+        assert jobserver.wait() == 0
+
+
+def test_a_server_tells_its_name_and_a_new_boot_each_time(context: Context) -> None:
+    boots = set()
+    for _ in range(2):
+        with command("--bind", ANY_PORT, "--name", "sammy") as jobserver:
+            peer = Peer(context, jobserver.wait_listening())
+            peer.say(wire.Hello(wire.MAJOR, wire.MINOR, "client", b"c" * 16))
+            welcome, _ = peer.wait_for(wire.Welcome)
+            assert welcome.name == "sammy"
+            boots.add(welcome.boot)
+    assert len(boots) == 2
+
+
+def test_an_insecure_server_warns(context: Context) -> None:
+    with command("--bind", "tcp://0.0.0.0:0", "--insecure") as jobserver:
+        jobserver.wait_listening()
+        assert "WARNING" in jobserver.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--bind", "tcp://0.0.0.0:0"], 1, "--insecure"),
+        (["--bind", "ipc:///nowhere/at/all/socket", "--insecure"], 1, "cannot listen on"),
+        (["--bind", "sammy:port"], 2, "not a port"),
+        (["--name", ""], 2, "1 to 256"),
+        (["--max-jobs", "0"], 2, "above 0"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(arguments: list[str], code: int, text: str) -> None:
+    with command(*arguments) as jobserver:
+        _, stderr = jobserver.process.communicate(timeout=PATIENCE)
+    assert jobserver.process.returncode == code
+    assert text in stderr
+    assert "Traceback" not in stderr
