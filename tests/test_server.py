@@ -22,7 +22,7 @@ from jobserver.errors import InsecureBind
 from jobserver.jobs import Limits, Send
 from jobserver.pieces import Link
 from jobserver.protocol import Body, Message
-from jobserver.server import PeerLog, Server, coalesce
+from jobserver.server import PeerLog, Server
 from jobserver.state import State
 
 ROOT = Path(__file__).parent.parent
@@ -385,7 +385,9 @@ def fill(context: Context, live: Live, n: int = 4000) -> Peer:
     other.wait_for(wire.JobsAccepted)
     for request in range(n):
         slow.say(wire.Show(request, "jobs"))
-    wait_until(lambda: bool(live.server._parked))
+    slow.say(wire.OpenLane(1))  # when this is heard, all of it is
+    wait_until(lambda: bool(live.state.book.sessions[b"s" * 16].lanes))
+    assert live.server._parked
     other.ask(1)
     assert other.answer() == 1  # nobody else waits
     other.say(wire.Goodbye())
@@ -536,50 +538,6 @@ def test_what_is_parked_for_a_peer_that_goes_comes_back_newest_first(context: Co
         turn_until(server, lambda: bool(state.told))
         assert state.told[:3] == [(routing_id, message) for message in reversed(last)]
         assert not server._parked
-
-
-# What becomes one message.
-
-
-def complete(peer: bytes, ticket: int, *, host: str = "papag", body: bytes = b"r") -> Send:
-    jobs = [wire.Completed(ticket, len(body), 1)]
-    return Send(peer, wire.JobComplete(jobs, 0.5, host, ticket), (body,))
-
-
-def test_results_to_one_client_become_one_message() -> None:
-    sends = [complete(b"1", 1, body=b"ab"), complete(b"2", 2), complete(b"1", 3, body=b"c")]
-    jobs = [wire.Completed(1, 2, 1), wire.Completed(3, 1, 1)]
-    assert coalesce(sends) == [
-        Send(b"1", wire.JobComplete(jobs, 1.0, "papag", 3), (b"abc",)),
-        complete(b"2", 2),
-    ]
-
-
-def test_acknowledgements_to_one_worker_become_one_message() -> None:
-    seqs = [[wire.Range(1, 2)], [wire.Range(3, 1)], [wire.Range(7, 1)]]
-    sends = [Send(b"1", wire.WorkAccepted(seq)) for seq in seqs]
-    joined = wire.WorkAccepted([wire.Range(1, 3), wire.Range(7, 1)])
-    assert coalesce(sends) == [Send(b"1", joined)]
-
-
-@pytest.mark.parametrize(
-    "sends",
-    [
-        [complete(b"1", 1), Send(b"1", wire.Noop()), complete(b"1", 2)],
-        [complete(b"1", 1), complete(b"1", 2, host="sammy")],
-        [complete(b"1", 1, body=bytes(MIB)), complete(b"1", 2)],
-        [complete(b"1", 1), Send(b"1", wire.WorkAccepted([wire.Range(1, 1)]))],
-        [Send(b"1", wire.Noop()), Send(b"1", wire.Noop())],
-    ],
-)
-def test_messages_that_say_different_things_stay_apart(sends: list[Send]) -> None:
-    assert coalesce(sends) == sends
-
-
-def test_what_was_sent_is_not_changed_by_what_is_joined_to_it() -> None:
-    sends = [complete(b"1", 1), complete(b"1", 2)]
-    coalesce(sends)
-    assert sends == [complete(b"1", 1), complete(b"1", 2)]
 
 
 # How it ends.

@@ -1,0 +1,812 @@
+"""What users call: `Client`, and the functions that use one client of the whole process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Final, Self, TypedDict, TypeVar, Unpack, overload
+
+from dmap import closures, identity, raised, registry, work
+from dmap.connection import Connection, python_version
+from dmap.errors import Busy, NoServer
+from dmap.jobs import Job, error_of
+from dmap.map import PRIORITIES, ImapOptions, Items, Map, MapOptions, Priority, Settings
+from dmap.tickets import Attached, Blob, Event, Failed, InBackground, Refused, Terms, Ticket
+from jobserver.keys import endpoints
+from jobserver.protocol import Body, Origin
+
+__all__ = [
+    "Client",
+    "Jobs",
+    "attach",
+    "background",
+    "dmap",
+    "imap",
+    "set_job_servers",
+    "shutdown",
+    "starmap",
+    "submit",
+]
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
+R = TypeVar("R")
+
+ACCEPT_TIMEOUT: Final = 30.0
+"""Seconds that a background job may wait until a server has accepted it."""
+MAX_KNOWN: Final = 64
+"""Functions whose pickle is kept for the next submit."""
+
+
+class JobOptions(TypedDict, total=False):
+    """What may be said of jobs. See `Jobs.options`."""
+
+    priority: Priority
+    uniq: str | bytes | None
+    merge: bool
+    not_before: float
+    timeout: float | None
+    attempts: int
+    labels: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """The options of jobs, looked through."""
+
+    priority: Priority = "normal"
+    uniq: bytes | None = None
+    merge: bool = False
+    not_before: float = 0.0
+    timeout: float | None = None
+    attempts: int = 3
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.priority not in PRIORITIES:
+            raise ValueError(f'priority is {self.priority!r}: say "high", "normal" or "low"')
+        if self.attempts < 1:
+            raise ValueError(f"attempts is {self.attempts}: say 1 (at most one run) or more")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout is {self.timeout!r}: say seconds above 0, or None")
+        if self.not_before < 0:
+            raise ValueError(f"not_before is {self.not_before}: say seconds from now")
+        if self.uniq is not None and not 0 < len(self.uniq) <= 256:
+            raise ValueError(f"a uniq has 1 to 256 bytes, not {len(self.uniq)}")
+
+
+class _Known:
+    """A function that was pickled, and what that pickle depends on."""
+
+    __slots__ = ("fingerprint", "func", "terms")
+
+    def __init__(self, func: Any, fingerprint: identity.Fingerprint, terms: Terms) -> None:
+        self.func = func  # keeps its id
+        self.fingerprint = fingerprint
+        self.terms = terms
+
+
+class Jobs:
+    """Ways to have work done, all with the same options. A `Client` is one, `options` returns one.
+
+    For any number of threads.
+    """
+
+    def __init__(self, client: Client, options: _Options) -> None:
+        self._client = client
+        self._options = options
+        self._known: dict[int, _Known] = {}  # id of a function -> its terms
+        self._named: dict[str, Terms] = {}  # name of a function -> its terms
+
+    def options(self, **options: Unpack[JobOptions]) -> Jobs:
+        """Return the same methods with these options, beside those that hold already.
+
+        Args:
+            options: any of
+
+                * ``priority``: "high", "normal" or "low"; across all functions.
+                * ``uniq``: what makes two calls of a function the same; at most 256 bytes. Named
+                  functions have the digest of their argument by default.
+                * ``merge``: join a job of the same function and uniq that waits or runs, and share
+                  its result, even where the function itself does not allow it.
+                * ``not_before``: seconds from now before which the job does not run.
+                * ``timeout``: seconds that one run may take.
+                * ``attempts``: runs that may end by the loss of their worker; 1 is at most once.
+                * ``labels``: what a worker must have been given (``dmap-worker --labels``).
+
+        Raises:
+            ValueError: one of them makes no sense.
+        """
+        changed: dict[str, Any] = dict(options)
+        uniq = changed.get("uniq")
+        if isinstance(uniq, str):
+            changed["uniq"] = uniq.encode()
+        if isinstance(changed.get("labels"), str):
+            raise ValueError(f"labels is {changed['labels']!r}: say a list of them")
+        if "labels" in changed:
+            changed["labels"] = tuple(changed["labels"])
+        return Jobs(self._client, replace(self._options, **changed))
+
+    # --- single jobs --------------------------------------------------------------------------
+
+    def submit(self, func: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+        """Submit one call, and return at once with its job.
+
+        Args:
+            func: What to call: any function, with what it closes over; or the name of one that
+                workers have registered (`job`), which need not exist here.
+            args: Its arguments; pickled now.
+            kwargs: Its keyword arguments.
+
+        Raises:
+            ClosureError: the function or an argument cannot be pickled.
+        """
+        connection = self._client._require_connection()
+        if isinstance(func, str):
+            terms = self._terms_of_name(func)
+            argument = work.dump_named(args, kwargs)
+            uniq = self._options.uniq or identity.argument_uniq(argument)
+        else:
+            terms = self._terms_of(func)
+            argument = work.dump_call(args, kwargs)
+            uniq = self._options.uniq or b""
+            if self._options.merge and not uniq:
+                uniq = identity.item_uniq(terms.blobs[0].id, argument)
+        job: Job[R] = Job(connection)
+        ticket = Ticket(connection.next_number(), terms, argument, job, uniq)
+        job._ticket = ticket
+        connection.submit(ticket)
+        return job
+
+    def background(self, func: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> str:
+        """Submit a job that lives without its caller, and return its handle.
+
+        It has been accepted then: it is in the memory of one server, and is not submitted again
+        if that is lost. Its status can be asked and its result waited for with `attach`.
+
+        Args:
+            func: As for `submit`.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Raises:
+            Busy: no server had room within ACCEPT_TIMEOUT seconds.
+            NoServer: none answered.
+            ClosureError: the function or an argument cannot be pickled.
+        """
+        connection = self._client._require_connection()
+        argument: Body
+        if isinstance(func, str):
+            blobs: tuple[Blob, ...] = ()
+            argument = work.dump_named(args, kwargs)
+            uniq = self._options.uniq or identity.argument_uniq(argument)
+        else:
+            blobs = (_closure(func),)
+            argument = work.dump_call(args, kwargs)
+            uniq = self._options.uniq or b""
+            if self._options.merge and not uniq:
+                uniq = identity.item_uniq(blobs[0].id, argument)
+        terms = self._make_terms(func if isinstance(func, str) else None, blobs, background=True)
+        acceptance = _Acceptance()
+        ticket = Ticket(connection.next_number(), terms, argument, acceptance, uniq)
+        connection.submit(ticket)
+        connection.wait(lambda: acceptance.event is not None, ACCEPT_TIMEOUT)
+        match acceptance.event:
+            case InBackground():
+                return ticket.handle_text
+            case None:
+                connection.cancel([ticket.number])
+                why = connection.why_no_server()
+                if why:
+                    raise NoServer(f"no job server answers: {why}")
+                raise Busy(
+                    f"no server has accepted the job within {ACCEPT_TIMEOUT:.0f} s: they are at "
+                    "their limits; try again later"
+                )
+            case event:
+                raise error_of(event)
+
+    def attach(self, handle: str) -> Job[Any]:
+        """Return a job that listens to the one with this handle.
+
+        It gets the status, data and warnings from now on, and the result. If the job is not known
+        any more, or never was, its result is a `DmapError` that says so.
+
+        Args:
+            handle: ``name:boot:n``, from `background` or `Job.handle`.
+
+        Raises:
+            ValueError: it is no handle.
+        """
+        where, _, number = handle.rpartition(":")
+        if ":" not in where or not (number.isascii() and number.isdigit()):
+            raise ValueError(f"{handle!r} is no handle: they read name:boot:number")
+        connection = self._client._require_connection()
+        job: Job[Any] = Job(connection)
+        ticket = Attached(connection.next_number(), where, int(number), job)
+        job._ticket = ticket
+        connection.submit(ticket)
+        return job
+
+    # --- maps ---------------------------------------------------------------------------------
+
+    @overload
+    def dmap(
+        self, func: Callable[[A], R], a: Iterable[A], /, **options: Unpack[MapOptions]
+    ) -> list[R]: ...
+    @overload
+    def dmap(
+        self,
+        func: Callable[[A, B], R],
+        a: Iterable[A],
+        b: Iterable[B],
+        /,
+        **options: Unpack[MapOptions],
+    ) -> list[R]: ...
+    @overload
+    def dmap(
+        self,
+        func: Callable[[A, B, C], R],
+        a: Iterable[A],
+        b: Iterable[B],
+        c: Iterable[C],
+        /,
+        **options: Unpack[MapOptions],
+    ) -> list[R]: ...
+    @overload
+    def dmap(
+        self,
+        func: Callable[[A, B, C, D], R],
+        a: Iterable[A],
+        b: Iterable[B],
+        c: Iterable[C],
+        d: Iterable[D],
+        /,
+        **options: Unpack[MapOptions],
+    ) -> list[R]: ...
+    @overload
+    def dmap(
+        self,
+        func: Callable[..., R],
+        a: Iterable[Any],
+        b: Iterable[Any],
+        c: Iterable[Any],
+        d: Iterable[Any],
+        e: Iterable[Any],
+        /,
+        *more: Iterable[Any],
+        **options: Unpack[MapOptions],
+    ) -> list[R]: ...
+    def dmap(
+        self,
+        func: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        **options: Unpack[MapOptions],
+    ) -> list[Any]:
+        """Call a function on every item, spread over the workers; see the function `dmap`."""
+        return self._map_all(func, Items(_required(iterables)), options)
+
+    @overload
+    def imap(
+        self, func: Callable[[A], R], a: Iterable[A], /, **options: Unpack[ImapOptions]
+    ) -> Iterator[R]: ...
+    @overload
+    def imap(
+        self,
+        func: Callable[[A, B], R],
+        a: Iterable[A],
+        b: Iterable[B],
+        /,
+        **options: Unpack[ImapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def imap(
+        self,
+        func: Callable[[A, B, C], R],
+        a: Iterable[A],
+        b: Iterable[B],
+        c: Iterable[C],
+        /,
+        **options: Unpack[ImapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def imap(
+        self,
+        func: Callable[[A, B, C, D], R],
+        a: Iterable[A],
+        b: Iterable[B],
+        c: Iterable[C],
+        d: Iterable[D],
+        /,
+        **options: Unpack[ImapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def imap(
+        self,
+        func: Callable[..., R],
+        a: Iterable[Any],
+        b: Iterable[Any],
+        c: Iterable[Any],
+        d: Iterable[Any],
+        e: Iterable[Any],
+        /,
+        *more: Iterable[Any],
+        **options: Unpack[ImapOptions],
+    ) -> Iterator[R]: ...
+    def imap(
+        self,
+        func: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        **options: Unpack[ImapOptions],
+    ) -> Iterator[Any]:
+        """Call a function on every item, lazily; see the function `imap`."""
+        settings = self._settings(options)
+        closures.check_callable(func)
+        return self._iterate(func, Items(_required(iterables)), settings)
+
+    def starmap(
+        self,
+        func: Callable[..., R],
+        tuples: Iterable[Iterable[Any]],
+        /,
+        **options: Unpack[MapOptions],
+    ) -> list[R]:
+        """Call a function on the elements of every tuple; see the function `starmap`."""
+        return self._map_all(func, Items([tuples], star=True), options)
+
+    def _map_all(self, func: Callable[..., Any], items: Items, options: MapOptions) -> list[Any]:
+        settings = self._settings(options)
+        closures.check_callable(func)
+        if items.is_empty():
+            return []
+        run = self._start_map(func, items, settings, keep=True)
+        try:
+            return run.all()
+        except BaseException as error:
+            raised.keep_results(error, run.results())
+            raise
+        finally:
+            run.close()
+
+    def _iterate(self, func: Callable[..., Any], items: Items, settings: Settings) -> Iterator[Any]:
+        if items.is_empty():
+            return
+        run = self._start_map(func, items, settings, keep=False)
+        try:
+            for values in run.parts():
+                yield from values
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            raised.keep_results(error, run.results())
+            raise
+        finally:
+            run.close()
+
+    def _settings(self, options: MapOptions | ImapOptions) -> Settings:
+        said: dict[str, Any] = dict(options)
+        own = self._options
+        said.setdefault("priority", own.priority)
+        said.setdefault("merge", own.merge)
+        said.setdefault("attempts", own.attempts)
+        said.setdefault("labels", own.labels)
+        return Settings(not_before=own.not_before, **said)
+
+    def _start_map(
+        self, func: Callable[..., Any], items: Items, settings: Settings, *, keep: bool
+    ) -> Map:
+        connection = self._client._require_connection()
+        name = getattr(func, "__qualname__", type(func).__qualname__)
+        closure = _closure(func)
+        return Map(connection, closure, items, settings, name, ancestors=_ancestors(), keep=keep)
+
+    # --- terms --------------------------------------------------------------------------------
+
+    def _terms_of(self, func: Callable[..., Any]) -> Terms:
+        """Return the terms of calls of a function, with its pickle of now."""
+        known = self._known.get(id(func))
+        fingerprint = identity.fingerprint(func)
+        nested = registry.current_worker() is not None
+        if (
+            known is not None
+            and fingerprint is not None
+            and not nested
+            and known.func is func
+            and identity.is_same(known.fingerprint, fingerprint)
+        ):
+            return known.terms
+        closures.check_callable(func)
+        terms = self._make_terms(None, (_closure(func),))
+        if fingerprint is not None and not nested:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[id(func)] = _Known(func, fingerprint, terms)
+        return terms
+
+    def _terms_of_name(self, name: str) -> Terms:
+        if registry.current_worker() is not None:
+            return self._make_terms(name, ())
+        terms = self._named.get(name)
+        if terms is None:
+            if not 1 <= len(name) <= 256 or not name.isprintable():
+                raise ValueError(f"{name!r} is no name of a function")
+            terms = self._named[name] = self._make_terms(name, ())
+        return terms
+
+    def _make_terms(
+        self, name: str | None, blobs: tuple[Blob, ...], *, background: bool = False
+    ) -> Terms:
+        """Make the terms of a named function's calls, or of a closure's."""
+        options = self._options
+        return Terms(
+            work.FUNCTION if name is None else name,
+            priority=PRIORITIES[options.priority],
+            background=background,
+            merge=options.merge,
+            python=python_version() if name is None else "",
+            labels=options.labels,
+            attempts=options.attempts,
+            timeout=options.timeout or 0.0,
+            not_before=options.not_before,
+            blobs=blobs,
+            ancestors=_ancestors(),
+            by_uniq=options.merge or name is not None,
+            once=options.attempts == 1,
+        )
+
+
+class Client(Jobs):
+    """A session with some job servers. It connects at its first use.
+
+    As a context manager it closes itself. After a fork, the child's use of it makes a connection
+    of its own.
+
+    Args:
+        servers: Addresses (``sammy``, ``kenny:4731``, ``ipc:///path``), in a list or with commas
+            between them. None: those of the worker, inside a job; else those that
+            `set_job_servers` named; else DMAP_SERVERS; else a cluster of this process's own.
+
+    Raises:
+        ValueError: a server's address is none.
+    """
+
+    def __init__(self, servers: Sequence[str] | str | None = None) -> None:
+        super().__init__(self, _Options())
+        self._servers = None if servers is None else _parse(servers)
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        _clients.append(self)
+
+    def close(self) -> None:
+        """Cancel the foreground jobs that have not ended, and leave the servers."""
+        with self._lock:
+            self._closed = True
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        if self in _clients:
+            _clients.remove(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client of {', '.join(self._servers or ['whom it finds'])}>"
+
+    def _require_connection(self) -> Connection:
+        connection = self._connection
+        if connection is not None and connection.usable:
+            return connection
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this client was closed")
+            connection = self._connection
+            if connection is None or not connection.usable:
+                connection = self._connection = Connection(self._servers or _find_servers())
+            return connection
+
+
+class _Acceptance:
+    """Waits for a server to accept a background job."""
+
+    def __init__(self) -> None:
+        self.event: InBackground | Failed | Refused | None = None
+
+    def hear(self, event: Event) -> None:
+        if isinstance(event, InBackground | Failed | Refused):
+            self.event = event
+
+
+def _closure(func: Callable[..., Any]) -> Blob:
+    closures.check_callable(func)
+    body = closures.dump_function(func)
+    return Blob(closures.blob_id(body), body)
+
+
+def _ancestors() -> tuple[Origin, ...]:
+    """Return the jobs inside which this code runs."""
+    worker = registry.current_worker()
+    running = None if worker is None else worker.innermost()
+    return () if running is None else (*running.ancestors, running.origin)
+
+
+def _required(iterables: Sequence[Iterable[Any]]) -> Sequence[Iterable[Any]]:
+    if not iterables:
+        raise TypeError("a map needs at least one iterable: dmap(func, items)")
+    return iterables
+
+
+# --- the process's own client -----------------------------------------------------------------
+
+_clients: list[Client] = []  # open ones
+_default: Client | None = None
+_of_servers: dict[tuple[str, ...], Client] = {}  # endpoints -> client of a map's ``servers``
+_named: list[str] | None = None  # by set_job_servers
+_default_lock = threading.RLock()
+
+
+def _parse(servers: Sequence[str] | str) -> list[str]:
+    return endpoints(servers if isinstance(servers, str) else ",".join(servers))
+
+
+def _find_servers() -> list[str]:
+    """Return the endpoints for a client that was told none."""
+    if _named is not None:
+        return _named
+    from_environment = os.environ.get("DMAP_SERVERS", "").strip()
+    if from_environment:
+        return _parse(from_environment)
+    from dmap.local import require_cluster
+
+    return [require_cluster().endpoint]
+
+
+def _client(servers: Sequence[str] | str | None = None) -> Client:
+    global _default
+    with _default_lock:
+        if servers is not None:
+            key = tuple(_parse(servers))
+            if key not in _of_servers:
+                _of_servers[key] = Client(key)
+            return _of_servers[key]
+        if _default is None:
+            _default = Client()
+        return _default
+
+
+def set_job_servers(*servers: str) -> None:
+    """Name the job servers for all calls of this process that name none.
+
+    Args:
+        servers: Addresses: ``sammy``, ``kenny:4731``, ``ipc:///path``. None at all goes back to
+            DMAP_SERVERS or the local cluster.
+
+    Raises:
+        ValueError: one of them is no address.
+    """
+    global _default, _named
+    named = _parse(servers) if servers else None
+    with _default_lock:
+        old, _default, _named = _default, None, named
+    if old is not None:
+        old.close()
+
+
+def shutdown() -> None:
+    """Close this process's clients and end its local cluster. The next call starts anew."""
+    global _default
+    with _default_lock:
+        _default = None
+        _of_servers.clear()
+        left = list(_clients)
+    for client in left:
+        client.close()
+    import sys
+
+    if "dmap.local" in sys.modules:
+        from dmap.local import stop_cluster
+
+        stop_cluster()
+
+
+def submit(func: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+    """Submit one call, and return at once with its job: a future. See `Client.submit`."""
+    return _client().submit(func, *args, **kwargs)
+
+
+def background(func: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> str:
+    """Submit a job that lives without its caller; return its handle. See `Client.background`."""
+    return _client().background(func, *args, **kwargs)
+
+
+def attach(handle: str) -> Job[Any]:
+    """Return a job that listens to the one with this handle. See `Client.attach`."""
+    return _client().attach(handle)
+
+
+@overload
+def dmap(func: Callable[[A], R], a: Iterable[A], /, **options: Unpack[MapOptions]) -> list[R]: ...
+@overload
+def dmap(
+    func: Callable[[A, B], R], a: Iterable[A], b: Iterable[B], /, **options: Unpack[MapOptions]
+) -> list[R]: ...
+@overload
+def dmap(
+    func: Callable[[A, B, C], R],
+    a: Iterable[A],
+    b: Iterable[B],
+    c: Iterable[C],
+    /,
+    **options: Unpack[MapOptions],
+) -> list[R]: ...
+@overload
+def dmap(
+    func: Callable[[A, B, C, D], R],
+    a: Iterable[A],
+    b: Iterable[B],
+    c: Iterable[C],
+    d: Iterable[D],
+    /,
+    **options: Unpack[MapOptions],
+) -> list[R]: ...
+@overload
+def dmap(
+    func: Callable[..., R],
+    a: Iterable[Any],
+    b: Iterable[Any],
+    c: Iterable[Any],
+    d: Iterable[Any],
+    e: Iterable[Any],
+    /,
+    *more: Iterable[Any],
+    **options: Unpack[MapOptions],
+) -> list[R]: ...
+def dmap(
+    func: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[MapOptions]
+) -> list[Any]:
+    """Return what a function returns for every item, like ``list(map(func, *iterables))``.
+
+    The calls are spread over all workers of the job servers that are named (`set_job_servers`,
+    DMAP_SERVERS, ``servers``), or of a private cluster on this machine. The function goes with all
+    that it closes over. Each value comes back exactly once and in order, also when workers and
+    servers are lost on the way.
+
+    Args:
+        func: Any function that can be pickled by cloudpickle, lambdas and closures included.
+        iterables: The items; with several, the function gets one of each, and the shortest ends
+            the map. Read in the calling thread, no faster than needed.
+        options: any of
+
+            * ``chunksize="auto"``: items in one job, by measured time unless said.
+            * ``timeout=None``: seconds for the whole call; then JobTimeout.
+            * ``item_timeout=None``: seconds for one item; then JobTimeout for that item.
+            * ``retries=0``: further runs of an item that raised.
+            * ``attempts=3``: runs of an item that may end by the loss of a worker or server; 1 is
+              at most one run.
+            * ``on_error="raise"``: or "return" (the exception takes the value's place) or "skip".
+            * ``merge=False``: join equal items of equal functions that wait or run anywhere.
+            * ``backup=False``: towards the end, run what takes long a second time on idle workers.
+            * ``priority="normal"``: or "high" or "low".
+            * ``labels=()``: what a worker must have been given.
+            * ``progress=None``: a bar; None shows one on a terminal after half a second.
+            * ``desc=None``: what people see this map called.
+            * ``total=None``: how many items there are, if the iterables cannot say.
+            * ``servers=None``: job servers for this call.
+
+    Returns:
+        The values, in the order of the items.
+
+    Raises:
+        Exception: what the function raised, with its own type. The remote traceback is its
+            ``__cause__``, a note says which item and where, and ``results`` has what was finished
+            (index -> value), as on all of these.
+        WorkerLost: an item's workers died under it, ``attempts`` times.
+        JobTimeout, NoServer, NoWorker, ClosureError: as they say.
+        TypeError: there is no iterable.
+    """
+    return _client(options.pop("servers", None)).dmap(func, *iterables, **options)
+
+
+@overload
+def imap(
+    func: Callable[[A], R], a: Iterable[A], /, **options: Unpack[ImapOptions]
+) -> Iterator[R]: ...
+@overload
+def imap(
+    func: Callable[[A, B], R], a: Iterable[A], b: Iterable[B], /, **options: Unpack[ImapOptions]
+) -> Iterator[R]: ...
+@overload
+def imap(
+    func: Callable[[A, B, C], R],
+    a: Iterable[A],
+    b: Iterable[B],
+    c: Iterable[C],
+    /,
+    **options: Unpack[ImapOptions],
+) -> Iterator[R]: ...
+@overload
+def imap(
+    func: Callable[[A, B, C, D], R],
+    a: Iterable[A],
+    b: Iterable[B],
+    c: Iterable[C],
+    d: Iterable[D],
+    /,
+    **options: Unpack[ImapOptions],
+) -> Iterator[R]: ...
+@overload
+def imap(
+    func: Callable[..., R],
+    a: Iterable[Any],
+    b: Iterable[Any],
+    c: Iterable[Any],
+    d: Iterable[Any],
+    e: Iterable[Any],
+    /,
+    *more: Iterable[Any],
+    **options: Unpack[ImapOptions],
+) -> Iterator[R]: ...
+def imap(
+    func: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[ImapOptions]
+) -> Iterator[Any]:
+    """Yield what a function returns for every item, while further ones are under way.
+
+    Lazy at both ends: items are read, and jobs sent, as values are taken; both may be endless.
+    Closing the iterator, or dropping it, cancels what is under way.
+
+    Args:
+        func: As for `dmap`.
+        iterables: As for `dmap`.
+        options: those of `dmap`, and
+
+            * ``ordered=True``: False yields values as they come.
+            * ``buffersize=None``: how many items may be read ahead of what was taken; None bounds
+              them by memory and by what keeps the workers busy.
+
+    Raises:
+        Exception: as `dmap`, when the item's turn comes; ``results`` are those not yet yielded.
+    """
+    return _client(options.pop("servers", None)).imap(func, *iterables, **options)
+
+
+def starmap(
+    func: Callable[..., R], tuples: Iterable[Iterable[Any]], /, **options: Unpack[MapOptions]
+) -> list[R]:
+    """Return what a function returns for every tuple of arguments, like `itertools.starmap`.
+
+    Args:
+        func: As for `dmap`.
+        tuples: The items; each is unpacked into arguments.
+        options: Those of `dmap`.
+    """
+    return _client(options.pop("servers", None)).starmap(func, tuples, **options)
+
+
+def _after_fork() -> None:
+    # Another thread may have held them. Connections know themselves that they were inherited.
+    global _default_lock
+    _default_lock = threading.RLock()
+    for client in _clients:
+        client._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(shutdown)

@@ -1,0 +1,588 @@
+"""Who drives a client's sockets.
+
+One connection is one session with its servers. Whoever waits for a result drives: it alone moves
+messages, under ``_lock``, and so a result needs no hand-over between threads::
+
+    submit() ---- inbox ----.                                 .---> Job.hear
+    cancel() ---------------+--> [ the driver: ClientState ] -+---> a map's inbox
+                            |          |          ^           |
+                            |       sends      events         '---> another thread that waits
+                            |          v          |
+                            |         links to the servers
+
+* A thread that waits takes the lock if it is free and drives until what it waits for is there. It
+  polls without sleeping for SPIN seconds at most, since a result that is on its way comes sooner
+  than a thread wakes up; then it blocks.
+* Other threads that wait meanwhile sleep. The driver wakes those whose results have come, and when
+  it leaves, one more, to drive in its place.
+* A submit drives for one turn if nobody else does, and not more often than PUSH_PAUSE: what is
+  submitted in between goes together.
+* A background thread drives when nobody waits, but only if nobody has driven for HAND_OVER
+  seconds: a loop of submits and results never hands over to it. It also says the heartbeats.
+
+A driver may be interrupted (Ctrl-C) at any step. If that was between two steps that belong
+together, the connection is torn: it ends, with all that was under way, and its client makes a new
+one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import zmq
+
+from dmap import registry
+from dmap.client_state import ClientState
+from dmap.errors import DmapError, DmapWarning
+from dmap.link import Connected, Disconnected, Received, ServerLink
+from dmap.tickets import Answered, Complaint, Event, NoWorkers, Question, Ticket
+from jobserver import protocol as wire
+
+if TYPE_CHECKING:
+    from zmq.sugar.socket import Socket
+
+logger = logging.getLogger(__name__)
+
+SPIN: Final = 200e-6
+"""Seconds without sleep: there and back takes some 120 us, and a thread wakes up in another 100."""
+PUSH_PAUSE: Final = 0.001
+HAND_OVER: Final = 0.002
+LINGER: Final = 0.2
+"""Seconds that the last messages may take at the end."""
+WARN_AGAIN: Final = 60.0
+"""Seconds after which it is said again that nobody can do a job."""
+
+_FROM_SERVER: Final = frozenset((*wire.ToClient.__args__, wire.Welcome, wire.Heartbeat, wire.Error))
+
+Command: TypeAlias = Callable[[ClientState, float], list[Event]]
+
+
+class Connection:
+    """One session of this process with its servers; for any number of threads.
+
+    Args:
+        servers: Endpoints.
+
+    Attributes:
+        session: The 16 random bytes by which the servers know this client.
+        usable: Whether new jobs may be submitted. False when it was closed, torn, or belongs to
+            the process that forked this one.
+    """
+
+    def __init__(self, servers: Sequence[str]) -> None:
+        self.session = os.urandom(16)
+        self.usable = True
+        self.servers = list(servers)
+        self._pid = os.getpid()
+        hello = wire.Hello(
+            wire.MAJOR,
+            wire.MINOR,
+            "client",
+            self.session,
+            python_version(),
+            os.path.basename(sys.argv[0] if sys.argv else "")[:200],
+            socket.gethostname()[:256],
+            self._pid,
+        )
+        self._state = ClientState(self.session, self.servers, time.monotonic(), hello)
+        self._context: zmq.Context[Socket[bytes]] = zmq.Context()
+        self._links = [ServerLink(self._context, endpoint) for endpoint in self.servers]
+        self._backlog: list[deque[tuple[wire.Message, tuple[wire.Body, ...]]]] = [
+            deque() for _ in self._links
+        ]
+        self._poller = zmq.Poller()
+        self._wake_fd, self._waker_fd = os.pipe()
+        os.set_blocking(self._wake_fd, False)
+        os.set_blocking(self._waker_fd, False)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        for link in self._links:
+            link.register(self._poller)
+
+        self._numbers = itertools.count(1)
+        self._lane_numbers = itertools.count(1)
+        self._lock = threading.Lock()  # whoever holds it drives
+        # Of all jobs: a lock and a queue for each would cost as much as all else about a job.
+        self.condition = threading.Condition()
+        self._driver = 0  # the thread that does; 0: none
+        self._inbox: deque[Ticket | Command] = deque()
+        self._events: deque[Event] = deque()  # to be told
+        self._followers: dict[threading.Event, Callable[[], bool]] = {}  # who waits -> for what
+        self._is_blocked = False  # the driver sleeps, or is about to
+        self._ready: dict[Any, int] | None = None  # what the last sleep found
+        self._tick_at = 0.0
+        self._pushed_at = 0.0
+        self._n_turns = 0
+        self._last_wait = 0.0  # seconds that the last wait took
+        self._warned: dict[tuple[str, str, tuple[str, ...]], float] = {}  # needs -> when
+        self._closing = False
+        self._alert = threading.Event()  # something is under way, and perhaps nobody drives
+        self._hurry = False  # the background thread should drive at once
+        self._is_sent_off = False  # it should leave
+        _connections.add(self)
+        self._background = threading.Thread(target=self._run_background, name="dmap", daemon=True)
+        self._background.start()
+
+    def __repr__(self) -> str:
+        return f"<connection to {', '.join(self.servers)}>"
+
+    # --- what callers do ----------------------------------------------------------------------
+
+    def next_number(self) -> int:
+        """Return a new ticket's number."""
+        return next(self._numbers)
+
+    def next_lane(self) -> int:
+        """Return a new map's number."""
+        return next(self._lane_numbers)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Submit a job. What becomes of it is told to its owner."""
+        self._inbox.append(ticket)
+        if self._is_blocked or time.monotonic() - self._pushed_at >= PUSH_PAUSE:
+            self._push()
+        elif not self._alert.is_set():
+            self._alert.set()
+
+    def submit_all(self, tickets: Sequence[Ticket]) -> None:
+        """Submit jobs that need not wait for others to go with them."""
+        self._inbox.extend(tickets)
+        self._push()
+
+    def command(self, command: Command) -> None:
+        """Have the driver do something to the state."""
+        self._inbox.append(command)
+        self._push()
+
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """End tickets; their owners hear nothing more."""
+
+        def cancel(state: ClientState, now: float) -> list[Event]:
+            state.cancel(numbers)
+            return []
+
+        self.command(cancel)
+
+    def ask(self, where: str, question: Question, timeout: float) -> Answered | None:
+        """Put a question to the server of that ``name:boot``, and wait for the answer."""
+        answer = _Answer()
+        self.command(lambda state, now: state.ask(where, question, answer))
+        self.wait(lambda: answer.event is not None, timeout)
+        return answer.event
+
+    def why_no_server(self) -> str:
+        """Tell of each server why it is not there; empty if one is."""
+        return self._state.why_no_server()
+
+    def wait(
+        self,
+        done: Callable[[], bool],
+        timeout: float | None = None,
+        lanes: Sequence[wire.LaneId] = (),
+    ) -> bool:
+        """Block until something has happened, and drive meanwhile if nobody does.
+
+        Inside a job, jobs of these lanes are run in the meantime.
+
+        Args:
+            done: Whether it has; asked often, by whichever thread drives.
+            timeout: Seconds; None for any time.
+            lanes: Where the jobs are that the caller waits for.
+
+        Returns:
+            What ``done`` said last.
+        """
+        if done():
+            return True
+        self._check_process()
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        worker = registry.current_worker()
+        if worker is None:
+            self._wait(done, deadline)
+        else:
+            worker.run_nested(
+                lanes,
+                lambda: done() or time.monotonic() >= deadline,
+                lambda seconds: self._wait(done, min(deadline, time.monotonic() + seconds)),
+            )
+        return done()
+
+    def drive_in_background(self) -> None:
+        """Say that this thread will not wait here for what it has submitted."""
+        if not self._driver:
+            self._hurry = True
+            self._alert.set()
+
+    def close(self) -> None:
+        """End all that is under way and leave the servers. Waits LINGER seconds at most."""
+        if self._closing or self._pid != os.getpid():
+            return
+        self._closing = True
+        self.usable = False
+        _connections.discard(self)
+        self.command(lambda state, now: state.end_all("closed", "this client was closed"))
+        self._alert.set()
+        if self._background is not threading.current_thread():
+            self._background.join()
+        is_driver = self._driver == threading.get_ident()
+        if not is_driver:
+            self._lock.acquire()
+        try:
+            self._end()
+        finally:
+            if not is_driver:
+                self._lock.release()
+
+    # --- driving ------------------------------------------------------------------------------
+
+    def _wait(self, done: Callable[[], bool], deadline: float) -> None:
+        if self._driver == threading.get_ident():
+            # A callback that runs inside a turn waits in its turn.
+            self._drive(done, deadline, spin=False)
+            return
+        while not done() and self._links and time.monotonic() < deadline:
+            if self._lock.acquire(blocking=False):
+                self._drive_locked(done, deadline, spin=self._last_wait <= 2 * SPIN)
+            else:
+                self._follow(done, deadline)
+
+    def _drive_locked(self, done: Callable[[], bool], deadline: float, *, spin: bool) -> None:
+        """Drive, holding the lock, and give it up."""
+        self._driver = threading.get_ident()
+        try:
+            self._drive(done, deadline, spin=spin)
+        finally:
+            self._driver = 0
+            self._lock.release()
+            self._leave()
+
+    def _leave(self) -> None:
+        """See to it that somebody goes on driving if there is need."""
+        if self._followers:
+            for event in list(self._followers):
+                event.set()
+                return
+        if not self._alert.is_set() and (self._inbox or self._state.tickets):
+            self._alert.set()
+
+    def _follow(self, done: Callable[[], bool], deadline: float) -> None:
+        """Sleep while another thread drives."""
+        event = threading.Event()
+        self._followers[event] = done
+        try:
+            if self._driver == self._background.ident:
+                self._wake()
+            # Whoever left between our try and our entry has not seen us.
+            if self._lock.acquire(blocking=False):
+                self._lock.release()
+                return
+            if not done():
+                left = deadline - time.monotonic()
+                event.wait(None if left == math.inf else max(0.0, left))
+        finally:
+            del self._followers[event]
+
+    def _drive(self, done: Callable[[], bool], deadline: float, *, spin: bool) -> None:
+        """Take turns until something has happened, or the time is over."""
+        began = now = time.monotonic()
+        spin_until = began + SPIN if spin else began
+        while True:
+            if self._turn(now):
+                self._wake_followers()
+            if done():
+                break
+            if not self._links:
+                return
+            now = time.monotonic()
+            if now >= deadline:
+                break
+            if now >= spin_until:
+                self._block(min(deadline, self._tick_at) - now)
+                now = time.monotonic()
+        if self._inbox:  # from callbacks
+            self._turn(now)
+        self._last_wait = time.monotonic() - began
+
+    def _wake_followers(self) -> None:
+        for event, done in list(self._followers.items()):
+            if done():
+                event.set()
+
+    def _push(self) -> None:
+        """Let what lies in the inbox go, if nobody else drives."""
+        if self._lock.acquire(blocking=False):
+            self._driver = threading.get_ident()
+            try:
+                self._turn(time.monotonic())
+                self._pushed_at = time.monotonic()
+            finally:
+                self._driver = 0
+                self._lock.release()
+                self._leave()
+        elif self._is_blocked:
+            # If more is to come, it goes faster from here than by waking somebody each time.
+            self._is_sent_off = True
+            self._wake()
+
+    def _turn(self, now: float) -> bool:
+        """Move what there is to move, without waiting; return whether anything came in.
+
+        Raises:
+            BaseException: an interrupt; the connection is torn.
+        """
+        if not self._links:
+            self._end_all("closed", "this client was closed")
+            return True
+        self._n_turns += 1
+        try:
+            state = self._state
+            said = bool(self._inbox)
+            if said:
+                self._take_inbox(now)
+                self._flush(now)
+            came = self._receive(now)
+            if now >= self._tick_at and not came:
+                # Everything that had arrived was taken, so silence is silence.
+                self._events.extend(state.on_tick(now))
+                said = True
+            if came or said:
+                self._flush(now)
+                self._tick_at = state.next_deadline() or math.inf
+        except BaseException:
+            self._tear()
+            raise
+        if not self._events:
+            return came
+        self._tell()
+        return True
+
+    def _take_inbox(self, now: float) -> None:
+        inbox, state = self._inbox, self._state
+        while inbox:
+            item = inbox.popleft()
+            if isinstance(item, Ticket):
+                state.submit(item, now)
+            else:
+                self._events.extend(item(state, now))
+
+    def _flush(self, now: float) -> None:
+        for send in self._state.flush(now):
+            backlog = self._backlog[send.server]
+            link = self._links[send.server]
+            if not backlog and link.send(send.message, send.bodies):
+                continue
+            if link.connected and not link.has_events:
+                backlog.append((send.message, send.bodies))
+
+    def _receive(self, now: float) -> bool:
+        """Take in what the links have; return whether there was anything."""
+        ready, self._ready = self._ready, None
+        if ready is None:
+            ready = dict(self._poller.poll(0))
+        came = False
+        for index, link in enumerate(self._links):
+            backlog = self._backlog[index]
+            if not (link.socket in ready or link.monitor in ready or link.has_events or backlog):
+                continue
+            for event in link.receive():
+                came = True
+                self._on_event(index, event, now)
+            while backlog and link.send(*backlog[0]):
+                backlog.popleft()
+        return came
+
+    def _on_event(self, index: int, event: Connected | Disconnected | Received, now: float) -> None:
+        state = self._state
+        match event:
+            case Received(message, bodies):
+                if type(message) not in _FROM_SERVER:
+                    logger.warning("%s said %s", self.servers[index], type(message).__name__)
+                    return
+                try:
+                    found = state.on_message(index, message, bodies, now)  # type: ignore[arg-type]
+                except wire.Malformed as error:
+                    logger.warning("%s sent what makes no sense: %s", self.servers[index], error)
+                    return
+            case Connected():
+                self._backlog[index].clear()
+                found = state.on_connected(index, now)
+            case Disconnected():
+                self._backlog[index].clear()
+                found = state.on_disconnected(index, now)
+        self._events.extend(found)
+
+    def _block(self, seconds: float) -> None:
+        """Sleep until something comes in, but no longer than that."""
+        self._is_blocked = True
+        try:
+            # Whoever puts something there and does not see us blocked has done so before this.
+            if self._inbox:
+                return
+            for link in self._links:
+                link.register(self._poller)
+            ms = None if seconds == math.inf else max(0, math.ceil(seconds * 1000))
+            self._ready = dict(self._poller.poll(ms))
+        finally:
+            self._is_blocked = False
+        if self._wake_fd in self._ready:
+            os.read(self._wake_fd, 4096)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._waker_fd, b"\0")
+        except (BlockingIOError, OSError):
+            return  # it is full, so the driver wakes up anyway; or the connection has ended
+
+    def _tell(self) -> None:
+        """Tell owners what became of their tickets. Their code may wait, and so come back here."""
+        events = self._events
+        while events:
+            event = events.popleft()
+            match event:
+                case NoWorkers():
+                    self._warn(event)
+                case Complaint(address, text):
+                    logger.warning("%s: %s", address, text)
+                case _:
+                    try:
+                        event.owner.hear(event)
+                    except BaseException:  # an interrupt; whoever hears it twice knows it
+                        events.appendleft(event)
+                        raise
+
+    def _warn(self, event: NoWorkers) -> None:
+        terms = event.terms
+        needs = (terms.function, terms.python, terms.labels)
+        now = time.monotonic()
+        if now - self._warned.get(needs, -math.inf) < WARN_AGAIN:
+            return
+        self._warned[needs] = now
+        warnings.warn(describe_no_workers(event, self.servers), DmapWarning, stacklevel=2)
+
+    # --- the background thread ----------------------------------------------------------------
+
+    def _run_background(self) -> None:
+        while not self._closing:
+            left = self._tick_at - time.monotonic()
+            is_alert = self._alert.wait(None if left == math.inf else max(HAND_OVER, left))
+            n_turns = self._n_turns
+            if is_alert and not self._hurry:
+                time.sleep(HAND_OVER)
+            # In this order: who drives now and leaves later must find it cleared.
+            self._alert.clear()
+            hurry, self._hurry = self._hurry, False
+            self._is_sent_off = False
+            if n_turns != self._n_turns and not hurry:
+                if self._inbox or self._state.tickets:
+                    self._alert.set()
+            elif self._lock.acquire(blocking=False):
+                try:
+                    self._drive_locked(self._nothing_to_do, math.inf, spin=False)
+                except Exception:  # the top of a driver
+                    logger.exception("the connection to %s broke", ", ".join(self.servers))
+
+    def _nothing_to_do(self) -> bool:
+        return (
+            self._closing
+            or self._is_sent_off
+            or bool(self._followers)
+            or not (self._inbox or self._state.tickets or self._events)
+        )
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise DmapError(
+                f"this job belongs to process {self._pid}, which forked this one: wait for it "
+                "there, or submit it anew here"
+            )
+
+    def _tear(self) -> None:
+        """End after an interrupt in mid-step: nobody knows what was done and what not."""
+        self.usable = False
+        self._events.extend(self._state.end_all("closed", "the client was interrupted"))
+        self._end()
+
+    def _end(self) -> None:
+        links, self._links = self._links, []
+        for link in links:
+            link.send(wire.Goodbye())
+            link.close(LINGER)
+        if links:
+            self._context.term()
+            os.close(self._wake_fd)
+            fd, self._waker_fd = self._waker_fd, -1
+            os.close(fd)
+        self._end_all("closed", "this client was closed")
+        for event in list(self._followers):
+            event.set()
+
+    def _end_all(self, trouble: Literal["closed"], text: str) -> None:
+        self._take_inbox(time.monotonic())
+        self._events.extend(self._state.end_all(trouble, text))
+        self._tell()
+
+
+class _Answer:
+    """Who waits for the answer to one question."""
+
+    def __init__(self) -> None:
+        self.event: Answered | None = None
+
+    def hear(self, event: Answered) -> None:
+        self.event = event
+
+
+def python_version() -> str:
+    """Return this Python's X.Y, which closures need on the other side."""
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def describe_no_workers(event: NoWorkers, servers: Sequence[str]) -> str:
+    """Say that nobody can do certain jobs, who there is, and what to do about it."""
+    terms = event.terms
+    python = f" under Python {terms.python}" if terms.python else ""
+    labels = f" with the labels {', '.join(terms.labels)}" if terms.labels else ""
+    what = "closures" if terms.function == "dmap" else f"the function {terms.function!r}"
+    where = ", ".join(servers)
+    if not event.n_others:
+        there = f"no worker at {where} can run {what}"
+        todo = "start one: dmap-worker --servers ..."
+        if terms.function != "dmap":
+            todo += " --import the_module_that_registers_it"
+    else:
+        there = (
+            f"no worker at {where} runs {what}{python}{labels}; {event.n_others} run it, under "
+            f"Python {', '.join(event.pythons) or '?'}"
+        )
+        if event.labels:
+            there += f" and with the labels {', '.join(event.labels)}"
+        todo = "start one that fits, or ask for less"
+    return f"{there}: the jobs wait; {todo}"
+
+
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_inherited: list[Any] = []  # connections of the process that forked us: never touched, never freed
+
+
+def _after_fork() -> None:
+    for connection in list(_connections):
+        connection.usable = False
+        _inherited.append(connection)
+    _connections.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,706 @@
+"""A map as an application of jobs: chunks go out, parts come home, in order or as they come.
+
+::
+
+                 cut (ChunkSizer)        submit              hear
+    the input ------------------> chunks -------> servers --------> inbox
+                  ^                                                   |
+                  |  what came home undone: the rest of a chunk,      v
+                  '-- an item to be tried again, suspects <------- parts --> the caller
+
+A chunk may come home in part, and the rest is cut anew. That one mechanism serves everything that
+can happen to it: an item raised; a worker was told to leave; the time of an item was up; a worker
+died under it, and then the items that may have killed it go out alone, with that attempt counted,
+and the others together, without.
+
+All of this runs in the thread that wants the results, when it wants one. Nothing is pulled from
+the input in between, and what is out, and what is home and not yet taken, is bounded in number and
+in bytes. So both ends may be endless.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, TypedDict
+
+from dmap import identity, work
+from dmap.chunks import ChunkSizer
+from dmap.client_state import ClientState
+from dmap.connection import Connection, python_version
+from dmap.errors import ClosureError, DmapError, JobTimeout, NoServer, NoWorker, WorkerLost
+from dmap.jobs import error_of, exception_of, refusal_of
+from dmap.progress import Progress
+from dmap.tickets import (
+    PATIENCE,
+    Blob,
+    Completed,
+    Event,
+    Failed,
+    Heard,
+    InBackground,
+    Refused,
+    Terms,
+    Ticket,
+)
+from jobserver.protocol import (
+    HIGH,
+    LOW,
+    NORMAL,
+    Body,
+    JobException,
+    JobFail,
+    LaneId,
+    OpenLane,
+    Origin,
+    nbytes_of,
+)
+
+CHUNK_NBYTES: Final = 8 * 2**20
+"""A chunk's argument, or its result, should have no more bytes than this."""
+WINDOW_NBYTES: Final = 256 * 2**20
+"""Arguments that are out and results that nobody has taken have some so many bytes at most."""
+WINDOW_PARTS: Final = 16
+"""Parts a worker that may be home and not taken."""
+MERGE_AHEAD: Final = 1024
+"""Jobs of a merged map that may be out. Many, since equal ones meet only while they are."""
+BACKUP_AFTER: Final = 0.1
+"""Seconds that a chunk must have been out before it is worth a copy."""
+BACKUP_FACTOR: Final = 2.0
+"""And so many times what chunks took so far."""
+
+Priority: TypeAlias = Literal["high", "normal", "low"]
+OnError: TypeAlias = Literal["raise", "return", "skip"]
+
+PRIORITIES: Final[dict[str, int]] = {"high": HIGH, "normal": NORMAL, "low": LOW}
+
+
+class MapOptions(TypedDict, total=False):
+    """What may be said to a map. See `dmap.dmap`."""
+
+    chunksize: int | Literal["auto"]
+    timeout: float | None
+    item_timeout: float | None
+    retries: int
+    attempts: int
+    on_error: OnError
+    merge: bool
+    backup: bool
+    priority: Priority
+    labels: Sequence[str]
+    progress: bool | None
+    desc: str | None
+    total: int | None
+    servers: Sequence[str] | str | None
+
+
+class ImapOptions(MapOptions, total=False):
+    """What may be said to a lazy map. See `dmap.imap`."""
+
+    ordered: bool
+    buffersize: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of a map, looked through.
+
+    Raises:
+        ValueError: one of them makes no sense; the message says which.
+    """
+
+    chunksize: int | Literal["auto"] = "auto"
+    timeout: float | None = None
+    item_timeout: float | None = None
+    retries: int = 0
+    attempts: int = 3
+    on_error: OnError = "raise"
+    merge: bool = False
+    backup: bool = False
+    priority: Priority = "normal"
+    labels: Sequence[str] = ()
+    progress: bool | None = None
+    desc: str | None = None
+    total: int | None = None
+    ordered: bool = True
+    buffersize: int | None = None
+    not_before: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.chunksize != "auto" and (not isinstance(self.chunksize, int) or self.chunksize < 1):
+            raise ValueError(f'chunksize is {self.chunksize!r}: say 1 or more, or "auto"')
+        if self.merge and self.chunksize not in ("auto", 1):
+            raise ValueError("with merge=True each item is a job of its own: leave chunksize out")
+        if self.retries < 0:
+            raise ValueError(f"retries is {self.retries}: say 0 or more")
+        if self.attempts < 1:
+            raise ValueError(f"attempts is {self.attempts}: say 1 (at most one run) or more")
+        if self.on_error not in ("raise", "return", "skip"):
+            raise ValueError(f'on_error is {self.on_error!r}: say "raise", "return" or "skip"')
+        if self.priority not in PRIORITIES:
+            raise ValueError(f'priority is {self.priority!r}: say "high", "normal" or "low"')
+        for name in ("timeout", "item_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"{name} is {seconds!r}: say seconds above 0, or None")
+        if self.buffersize is not None and self.buffersize < 1:
+            raise ValueError(f"buffersize is {self.buffersize}: say 1 or more, or None")
+        if isinstance(self.labels, str):
+            raise ValueError(f"labels is {self.labels!r}: say a list of them")
+
+
+class Items:
+    """The input of a map: one iterable, or several in step.
+
+    Attributes:
+        star: Whether each item is a tuple of arguments.
+        total: How many there are, as far as that can be known.
+    """
+
+    def __init__(self, iterables: Sequence[Iterable[Any]], *, star: bool = False) -> None:
+        lengths = [_length(iterable) for iterable in iterables]
+        known = [length for length in lengths if length is not None]
+        self.total = min(known) if len(known) == len(lengths) else None
+        self.star = star or len(iterables) > 1
+        if star:
+            self._source: Iterator[Any] = map(tuple, iterables[0])
+        elif len(iterables) == 1:
+            self._source = iter(iterables[0])
+        else:
+            self._source = zip(*iterables, strict=False)
+        self._peeked: list[Any] = []
+
+    def is_empty(self) -> bool:
+        """Look whether there is a first item; that may block, as the input does."""
+        if self.total is not None:
+            return not self.total
+        self._peeked = list(itertools.islice(self._source, 1))
+        return not self._peeked
+
+    def take(self, n: int) -> list[Any]:
+        """Return the next ``n`` items, fewer at the end."""
+        if not self._peeked:
+            return list(itertools.islice(self._source, n))
+        first, self._peeked = self._peeked, []
+        return first + list(itertools.islice(self._source, n - 1))
+
+
+def _length(iterable: Iterable[Any]) -> int | None:
+    try:
+        return len(iterable)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+class _Run:
+    """Consecutive items that wait to be cut (again). ``alone``: each goes as a chunk of its own."""
+
+    __slots__ = ("alone", "items", "start")
+
+    def __init__(self, start: int, items: list[Any], *, alone: bool = False) -> None:
+        self.start = start
+        self.items = items
+        self.alone = alone
+
+
+class _Chunk:
+    """Consecutive items that are out in a job, or in a job and its copy."""
+
+    __slots__ = ("items", "sent_at", "start", "tickets")
+
+    def __init__(self, start: int, items: list[Any], now: float) -> None:
+        self.start = start
+        self.items = items
+        self.sent_at = now
+        self.tickets: list[Ticket] = []
+
+
+class _Part:
+    """What came home of ``n`` consecutive items: their values, or none where one was skipped.
+
+    ``error`` is set where a single item failed, whether its value is that error or nothing.
+    """
+
+    __slots__ = ("error", "n", "nbytes", "values")
+
+    def __init__(
+        self, n: int, values: list[Any], nbytes: int = 0, error: BaseException | None = None
+    ) -> None:
+        self.n = n
+        self.values = values
+        self.nbytes = nbytes
+        self.error = error
+
+
+class Map:
+    """One map under way, for one thread. ``close`` it, whatever happened.
+
+    Args:
+        connection: Where its jobs go.
+        closure: The function.
+        items: The input.
+        settings: What was said.
+        name: What people are told the map is.
+        ancestors: The jobs inside which it runs.
+        keep: Whether the caller keeps all results, so that they need no bound.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        closure: Blob,
+        items: Items,
+        settings: Settings,
+        name: str,
+        *,
+        ancestors: tuple[Origin, ...] = (),
+        keep: bool,
+    ) -> None:
+        self._connection = connection
+        self._closure = closure
+        self._items = items
+        self._settings = settings
+        self._ancestors = ancestors
+        self._keep = keep
+        timeout = settings.timeout
+        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        total = items.total if settings.total is None else settings.total
+        each_alone = settings.merge or settings.attempts == 1
+        self._sizer = ChunkSizer(chunksize=1 if each_alone else settings.chunksize, total=total)
+        self._progress = Progress(settings.progress, settings.desc, total)
+        self._lane = connection.next_lane()
+        self._lanes = [LaneId(connection.session, self._lane)]
+        self._terms: dict[int, Terms] = {}  # attempts -> terms
+        self._n_workers = 1
+
+        self._inbox: deque[Event] = deque()  # appended to by whichever thread drives
+        self._todo: deque[_Run] = deque()  # what came back, ahead of the rest of the input
+        self._more = True  # there may be more in the input
+        self._next = 0  # the index of the next item of the input
+        self._out: dict[int, _Chunk] = {}  # ticket's number -> chunk
+        self._n_out = 0  # items
+        self._n_chunks_out = 0
+        self._nbytes_out = 0
+        self._parts: dict[int, _Part] = {}  # start -> what is home and not taken
+        self._arrived: deque[int] = deque()  # starts, in the order of their coming
+        self._next_home = 0  # the start of the part to take next, if order is wanted
+        self._n_taken = 0  # items
+        self._nbytes_home = 0
+        self._nbytes_an_item = 1.0  # as it was lately, to the larger side
+        self._seconds_a_chunk = 0.0  # in a worker; a running mean
+        self._lost: dict[int, int] = {}  # index -> attempts that ended with their worker
+        self._tries: dict[int, int] = {}  # index -> runs that raised and were forgiven
+        self._error: BaseException | None = None  # of the item that failed first
+        self._end: BaseException | None = None  # why the map as a whole cannot go on
+
+        message = OpenLane(self._lane, (settings.desc or name)[:256], total or 0)
+
+        def open_lane(state: ClientState, now: float) -> list[Event]:
+            state.open_lane(message)
+            return []
+
+        connection.command(open_lane)
+
+    # --- what the caller does -----------------------------------------------------------------
+
+    def all(self) -> list[Any]:
+        """Return all values in order. Raises as soon as an item has failed, if it is to raise."""
+        raises = self._settings.on_error == "raise"
+        goes_on = True
+        while goes_on:
+            goes_on = self._step()
+            if self._error is not None and raises:
+                raise self._error
+            if goes_on:
+                self._wait()
+        values: list[Any] = []
+        for start in sorted(self._parts):
+            values += self._parts[start].values
+        return values
+
+    def parts(self) -> Iterator[list[Any]]:
+        """Yield the values of consecutive items, in order or as they come home."""
+        raises = self._settings.on_error == "raise"
+        while True:
+            goes_on = self._step()
+            part = self._take_part()
+            if part is not None:
+                if part.error is not None and raises:
+                    raise part.error
+                yield part.values
+                self._n_taken += part.n
+            elif goes_on:
+                self._wait()
+            else:
+                return
+
+    def results(self) -> dict[int, Any]:
+        """Return what is home and was not taken: index -> value."""
+        return {
+            start + n: value
+            for start, part in self._parts.items()
+            if part.error is None
+            for n, value in enumerate(part.values)
+        }
+
+    def close(self) -> None:
+        """Cancel what is out."""
+        self._progress.close()
+        numbers, lane = list(self._out), self._lane
+        self._out.clear()
+
+        def end(state: ClientState, now: float) -> list[Event]:
+            state.cancel(numbers)
+            state.close_lane(lane)
+            return []
+
+        self._connection.command(end)
+
+    def hear(self, event: Event) -> None:
+        """Take an event of one of its tickets; called by the driver."""
+        self._inbox.append(event)
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        """Take in what has come and send out what may go; return whether anything is missing.
+
+        Raises:
+            BaseException: the map cannot go on; or what the input raised.
+        """
+        while self._inbox:
+            self._take(self._inbox.popleft())
+        if self._end is not None:
+            raise self._end
+        self._n_workers = self._heard_workers()
+        self._sizer.n_workers = self._n_workers
+        self._cut()
+        return bool(self._out or self._todo or self._more)
+
+    def _wait(self) -> None:
+        seconds = self._deadline - time.monotonic()
+        if self._settings.backup and not (self._more or self._todo):
+            seconds = min(seconds, BACKUP_AFTER)
+        timeout = None if seconds == math.inf else max(0.0, seconds)
+        self._connection.wait(self._has_news, timeout, self._lanes)
+        if not self._inbox and time.monotonic() >= self._deadline:
+            self._end = self._too_late()
+
+    def _has_news(self) -> bool:
+        return bool(self._inbox) or self._heard_workers() != self._n_workers
+
+    def _heard_workers(self) -> int:
+        known = [terms.n_workers for terms in self._terms.values() if terms.n_workers is not None]
+        return max(known, default=self._n_workers)
+
+    def _too_late(self) -> DmapError:
+        timeout = self._settings.timeout
+        why = self._connection.why_no_server()
+        if why:
+            return NoServer(f"no job server answers, and the map's {timeout} s are over: {why}")
+        if not self._heard_workers():
+            python = python_version()
+            labels = ", ".join(self._settings.labels)
+            return NoWorker(
+                f"no worker can run closures under Python {python}"
+                + (f" with the labels {labels}" if labels else "")
+                + f", and the map's {timeout} s are over: start one (dmap-worker --servers ...)"
+            )
+        return JobTimeout(
+            f"the map has not ended within {timeout} s: {self._n_out} items were out, "
+            f"{self._next} begun; those that are home are in .results"
+        )
+
+    # --- out ----------------------------------------------------------------------------------
+
+    def _cut(self) -> None:
+        tickets: list[Ticket] = []
+        while self._end is None:
+            size = self._size()
+            run = self._next_run(size) if size else None
+            if run is None:
+                break
+            self._send(run, tickets)
+        if self._settings.backup and not (self._more or self._todo):
+            self._send_copies(tickets)
+        if tickets:
+            self._connection.submit_all(tickets)
+
+    def _size(self) -> int:
+        """Return how many items the next chunk should have; 0 if none should go now."""
+        if self._settings.merge:
+            return 1 if self._n_out < MERGE_AHEAD else 0
+        return self._sizer.next_size(self._n_out, self._n_chunks_out)
+
+    def _next_run(self, size: int) -> _Run | None:
+        """Take the items of the next chunk, at most ``size``; None if there are none, or no room.
+
+        What came back goes first and needs no room: it has some already.
+        """
+        size = min(size, max(1, int(CHUNK_NBYTES / self._nbytes_an_item)))
+        if self._todo:
+            run = self._todo[0]
+            if run.alone:
+                size = 1
+            if size >= len(run.items):
+                return self._todo.popleft()
+            first = _Run(run.start, run.items[:size], alone=run.alone)
+            run.start += size
+            del run.items[:size]
+            return first
+        size = min(size, self._room())
+        if not self._more or not size:
+            return None
+        items = self._items.take(size)
+        self._more = len(items) == size
+        if not items:
+            return None
+        run = _Run(self._next, items)
+        self._next += len(items)
+        return run
+
+    def _room(self) -> int:
+        """Return how many more items of the input may be under way."""
+        most = WINDOW_NBYTES
+        if self._nbytes_out + self._nbytes_home >= most and (self._out or self._parts):
+            return 0
+        if self._keep:
+            return 2**63
+        if len(self._parts) >= WINDOW_PARTS * max(1, self._n_workers):
+            return 0
+        if self._settings.buffersize is None:
+            return 2**63
+        return max(0, self._settings.buffersize - (self._next - self._n_taken))
+
+    def _send(self, run: _Run, tickets: list[Ticket]) -> None:
+        """Make the job of a chunk. An item that cannot be pickled fails, and only that."""
+        start, items = run.start, run.items
+        try:
+            argument = work.dump_chunk(self._items.star, items, start)
+        except ClosureError as error:
+            if error.index is None and len(items) > 1:
+                self._todo.appendleft(_Run(start, items, alone=True))
+                return
+            index = start if error.index is None else error.index
+            error.index = index
+            self._again(index + 1, items[index + 1 - start :])
+            self._again(start, items[: index - start])
+            self._fail(index, error)
+            return
+        chunk = _Chunk(start, items, time.monotonic())
+        attempts = self._settings.attempts - self._lost.get(start, 0) if len(items) == 1 else 1
+        uniq = identity.item_uniq(self._closure.id, argument) if self._settings.merge else b""
+        number = self._connection.next_number()
+        terms = self._require_terms(attempts)
+        ticket = Ticket(number, terms, argument, self, uniq, len(items))
+        chunk.tickets.append(ticket)
+        tickets.append(ticket)
+        self._out[number] = chunk
+        self._n_out += len(items)
+        self._n_chunks_out += 1
+        self._nbytes_out += ticket.nbytes
+        self._note_nbytes(ticket.nbytes, len(items))
+        self._sizer.cut(len(items))
+
+    def _require_terms(self, attempts: int) -> Terms:
+        terms = self._terms.get(attempts)
+        if terms is None:
+            settings = self._settings
+            terms = self._terms[attempts] = Terms(
+                work.FUNCTION,
+                lane=self._lane,
+                priority=PRIORITIES[settings.priority],
+                merge=settings.merge,
+                python=python_version(),
+                labels=tuple(settings.labels),
+                attempts=attempts,
+                item_timeout=settings.item_timeout or 0.0,
+                not_before=settings.not_before,
+                blobs=(self._closure,),
+                ancestors=self._ancestors,
+                by_uniq=settings.merge,
+                once=settings.attempts == 1,
+                patience=PATIENCE if settings.timeout is None else settings.timeout,
+            )
+        return terms
+
+    def _note_nbytes(self, nbytes: int, n_items: int) -> None:
+        self._nbytes_an_item = max(0.9 * self._nbytes_an_item, nbytes / max(1, n_items), 1.0)
+
+    def _send_copies(self, tickets: list[Ticket]) -> None:
+        """Give idle workers the chunks that have been out for longest; the first result wins."""
+        n_idle = self._n_workers - len(self._out)
+        now = time.monotonic()
+        late = max(BACKUP_AFTER, BACKUP_FACTOR * self._seconds_a_chunk)
+        for chunk in list(dict.fromkeys(self._out.values())):
+            if n_idle <= 0 or now - chunk.sent_at < late:
+                return
+            if len(chunk.tickets) > 1:
+                continue
+            first = chunk.tickets[0]
+            number = self._connection.next_number()
+            copy = Ticket(number, first.terms, first.argument, self, first.uniq, first.n_items)
+            chunk.tickets.append(copy)
+            self._out[number] = chunk
+            tickets.append(copy)
+            n_idle -= 1
+
+    # --- home ---------------------------------------------------------------------------------
+
+    def _take(self, event: Event) -> None:
+        assert isinstance(event, Completed | Failed | Refused | Heard | InBackground)
+        if isinstance(event, Heard | InBackground):
+            return
+        number = event.ticket.number
+        chunk = self._out.pop(number, None)
+        if chunk is None:
+            return  # a copy was first
+        others = [ticket for ticket in chunk.tickets if ticket is not event.ticket]
+        if others and (isinstance(event, Refused) or _is_loss(event)):
+            chunk.tickets = others  # there is still one that runs
+            return
+        for other in others:
+            del self._out[other.number]
+            self._connection.cancel([other.number])
+        self._n_out -= len(chunk.items)
+        self._n_chunks_out -= 1
+        self._nbytes_out -= event.ticket.nbytes
+        match event:
+            case Completed():
+                self._on_completed(chunk, event)
+            case Failed(message=JobException() as message):
+                self._on_exception(chunk, message, event.bodies)
+            case Failed(message=JobFail() as message):
+                self._on_fail(chunk, message, event)
+            case Refused():
+                self._on_refused(chunk, event)
+
+    def _on_completed(self, chunk: _Chunk, event: Completed) -> None:
+        n = event.n_items
+        self._seconds_a_chunk += 0.2 * (event.seconds - self._seconds_a_chunk)
+        if self._bring_home(chunk, n, event.result, event.seconds):
+            self._return(chunk.start + n, chunk.items[n:])
+
+    def _bring_home(self, chunk: _Chunk, n: int, result: Body, seconds: float) -> bool:
+        """Take in the values of a chunk's first items; return whether they could be loaded."""
+        if not n:
+            return True
+        try:
+            values = work.load_result(result)
+        except Exception as error:  # the values' own code runs
+            if len(chunk.items) > 1:  # which of them is it?
+                self._sizer.returned(len(chunk.items))
+                self._todo.appendleft(_Run(chunk.start, chunk.items, alone=True))
+            else:
+                wrapped = DmapError(f"the result of item {chunk.start} cannot be loaded: {error}")
+                wrapped.__cause__ = error
+                self._fail(chunk.start, wrapped)
+            return False
+        nbytes = nbytes_of(result)
+        self._note_nbytes(nbytes, n)
+        self._sizer.done(n, seconds)
+        self._put(chunk.start, _Part(n, values, nbytes))
+        return True
+
+    def _on_exception(self, chunk: _Chunk, message: JobException, bodies: tuple[Body, ...]) -> None:
+        n = message.n_items
+        index = chunk.start + n
+        before = bodies[1] if len(bodies) > 1 else b""
+        if not self._bring_home(chunk, n, before, message.seconds):
+            return
+        self._return(index + 1, chunk.items[n + 1 :])
+        tries = self._tries.get(index, 0)
+        if tries < self._settings.retries:
+            self._tries[index] = tries + 1
+            self._again(index, chunk.items[n : n + 1], alone=True)
+            return
+        error = exception_of(message, bodies, index, self._lost.get(index, 0))
+        self._fail(index, error)
+
+    def _on_fail(self, chunk: _Chunk, message: JobFail, event: Failed) -> None:
+        items, start = chunk.items, chunk.start
+        first = min(message.item, len(items) - 1)
+        last = first + message.n_items
+        if message.code == "timeout":
+            last = first + 1
+        elif message.code == "lost":
+            if not message.n_items and self._settings.attempts == 1:
+                # It ended well, and its results died with its worker: it may not run again.
+                last = len(items)
+        else:
+            first, last = 0, len(items)
+            if message.code == "failed" and len(items) > 1:  # for which of them?
+                self._sizer.returned(len(items))
+                self._todo.appendleft(_Run(start, items, alone=True))
+                return
+        # What was before, or was to come after, is not to blame; perhaps none of it is.
+        self._return(start + last, items[last:])
+        blamed = items[first:last]
+        for index in range(start + first + len(blamed) - 1, start + first - 1, -1):
+            if message.code == "lost":
+                lost = self._lost.get(index, 0) + max(1, message.attempt)
+                if lost < self._settings.attempts:
+                    self._lost[index] = lost
+                    self._return(index, [items[index - start]], alone=True)
+                    continue
+                exit = message.exit or message.text
+                self._fail(index, WorkerLost(index, message.host or "?", lost, exit))
+            else:
+                self._fail(index, error_of(event, index))
+        self._return(start, items[:first])
+
+    def _on_refused(self, chunk: _Chunk, event: Refused) -> None:
+        items, start = chunk.items, chunk.start
+        if event.trouble != "too_large":
+            self._end = refusal_of(event)
+        elif len(items) == 1:
+            self._fail(start, refusal_of(event))
+        else:
+            half = len(items) // 2
+            self._return(start + half, items[half:])
+            self._return(start, items[:half])
+
+    def _return(self, start: int, items: list[Any], *, alone: bool = False) -> None:
+        """Put items that were out back, in front of all others."""
+        if items:
+            self._sizer.returned(len(items))
+            self._again(start, items, alone=alone)
+
+    def _again(self, start: int, items: list[Any], *, alone: bool = False) -> None:
+        if items:
+            self._todo.appendleft(_Run(start, items, alone=alone))
+
+    def _fail(self, index: int, error: BaseException) -> None:
+        """An item has failed for good."""
+        if self._error is None:
+            self._error = error
+        values = [error] if self._settings.on_error == "return" else []
+        self._put(index, _Part(1, values, error=error))
+
+    def _put(self, start: int, part: _Part) -> None:
+        self._parts[start] = part
+        self._nbytes_home += 0 if self._keep else part.nbytes
+        self._progress.add(part.n)
+        if not self._settings.ordered:
+            self._arrived.append(start)
+
+    def _take_part(self) -> _Part | None:
+        if self._settings.ordered:
+            start = self._next_home
+        elif self._arrived:
+            start = self._arrived.popleft()
+        else:
+            return None
+        part = self._parts.pop(start, None)
+        if part is not None:
+            self._next_home = start + part.n
+            self._nbytes_home -= part.nbytes
+        return part
+
+
+def _is_loss(event: Completed | Failed) -> bool:
+    return isinstance(event, Failed) and isinstance(event.message, JobFail)

@@ -1,0 +1,113 @@
+"""What lies in the bodies of jobs, as client and worker write it. The server never looks inside.
+
+======================  =================================  =====================================
+a job of                argument                           result
+======================  =================================  =====================================
+``FUNCTION``            ``("call", args, kwargs)``         the value
+``FUNCTION``            ``("map", star, items)``           the list of the first ``n_items`` values
+a name, as "pickle"     ``(args, kwargs)``                 the value
+a name, as "raw"        bytes, as they are                 bytes, as they are
+======================  =================================  =====================================
+
+All but "raw" are pickled. A closure comes beside its argument, as the job's first blob. With
+``star`` each item is a tuple of arguments. Where an item raises, the exception is body 1 and the
+list of the values before it is body 2.
+
+Bodies made here share no memory that could change with what they were made from: they are kept
+until the other side has acknowledged them, and the user's arrays are the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from dmap import pickling
+from jobserver.protocol import Body
+
+FUNCTION: Final = "dmap"
+"""The function that runs closures; every worker can do it unless told otherwise."""
+
+
+class Call(NamedTuple):
+    """One call, of the closure or of a named function."""
+
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
+class Chunk(NamedTuple):
+    """Consecutive items of a map. With ``star`` each is a tuple of arguments."""
+
+    star: bool
+    items: Sequence[Any]
+
+
+Argument: TypeAlias = Call | Chunk
+
+
+def dump_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Body:
+    """Pickle the argument of one call of a closure.
+
+    Raises:
+        ClosureError: it cannot be pickled.
+    """
+    return _own(pickling.dumps(("call", args, kwargs), "an argument"))
+
+
+def dump_chunk(star: bool, items: Sequence[Any], start: int = 0) -> Body:
+    """Pickle the argument of a chunk, whose first item has the index ``start`` in its map.
+
+    Raises:
+        ClosureError: an item cannot be pickled; its ``index`` says which.
+    """
+    return _own(pickling.dumps_items(items, start, head=("map", star)))
+
+
+def load_argument(body: Body) -> Argument:
+    """Read the argument of a job that runs a closure. Raises what unpickling raises."""
+    kind, first, second = pickling.loads(body)
+    return Call(first, second) if kind == "call" else Chunk(first, second)
+
+
+def dump_named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Body:
+    """Pickle the argument of a named function.
+
+    Raises:
+        ClosureError: it cannot be pickled.
+    """
+    return _own(pickling.dumps((args, kwargs), "an argument"))
+
+
+def load_named(body: Body) -> Call:
+    """Read the pickled argument of a named function. Raises what unpickling raises."""
+    return Call(*pickling.loads(body))
+
+
+def dump_result(value: Any) -> Body:
+    """Pickle what one call returned.
+
+    Raises:
+        ClosureError: it cannot be pickled.
+    """
+    return _own(pickling.dumps(value, "the result"))
+
+
+def dump_results(values: Sequence[Any]) -> Body:
+    """Pickle what the first items of a chunk returned.
+
+    Raises:
+        ClosureError: one cannot be pickled; its ``index`` says which, within the chunk.
+    """
+    return _own(pickling.dumps_items(values, what="the result of item"))
+
+
+def load_result(body: Body) -> Any:
+    """Read what ``dump_result`` or ``dump_results`` wrote. Raises what unpickling raises."""
+    return pickling.loads(body)
+
+
+def _own(body: Body) -> Body:
+    if isinstance(body, bytes):
+        return body
+    return tuple(part if type(part) is bytes else bytes(part) for part in body)

@@ -1,0 +1,694 @@
+"""A worker process: it has links to its servers and runs what they give it.
+
+A supervisor starts it, with settings and a page of memory that they share (``page``). What it says
+to whom is decided in ``worker_state``; here are the sockets, the page and the jobs themselves.
+
+One thread does everything. While a job runs nobody reads the sockets, and nobody needs to: libzmq
+answers heartbeats by itself, and whatever must reach a busy worker goes to its supervisor, which
+has the page and signals::
+
+    SIGUSR2   look at ``page.cancelled``: is it a job that runs now? Then it is interrupted by an
+              exception that is no ``Exception``. Else: this job takes long, send what waits for it
+    SIGTERM   finish the running item, take nothing new, leave
+
+The exception may come between any two steps of the user's code, but never of ours: a worker is
+*interruptible* only while user code runs, and is not when that calls back into it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import io
+import itertools
+import logging
+import math
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import zmq
+
+from dmap import raised, registry, work
+from dmap.closures import FunctionCache
+from dmap.errors import ClosureError
+from dmap.link import Connected, Disconnected, Event, Received, ServerLink
+from dmap.page import (
+    CANCEL_SIGNAL,
+    CANNOT_START,
+    MAX_DEPTH,
+    Key,
+    Page,
+    Settings,
+    boot_key,
+    python_version,
+    read_settings,
+)
+from dmap.worker_state import Held, Send, WorkerState
+from jobserver.protocol import (
+    MAJOR,
+    MINOR,
+    Assigned,
+    Blob,
+    Body,
+    Error,
+    FetchBlob,
+    Hello,
+    LaneId,
+    Malformed,
+    Welcome,
+    WorkAccepted,
+    WorkData,
+    WorkStatus,
+    WorkWarning,
+)
+
+if TYPE_CHECKING:
+    from zmq.sugar.socket import Socket
+
+logger = logging.getLogger(__name__)
+
+SLICE: Final = 0.001
+"""Seconds that the items between two looks at the page should take."""
+FLUSH_AFTER: Final = 0.0005
+"""Seconds; an older result goes out before the next job starts."""
+BLOB_PATIENCE: Final = 30.0
+"""Seconds of silence after which a server that owes a closure is not waited for."""
+LEAVE_WITHIN: Final = 5.0
+"""Seconds that a draining worker waits for its last results to be accepted."""
+NESTED_PAUSE: Final = 0.05
+"""Seconds between two grabs of a job that waits for jobs, if nothing happens in between."""
+MAX_NESTED: Final = MAX_DEPTH - 4
+PR_SET_PDEATHSIG: Final = 1
+
+
+class _Stop(BaseException):
+    """The supervisor wants this job, or one around it, to end."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__("this job was cancelled, or ran out of its time")
+        self.key = key
+
+
+class _Outcome(NamedTuple):
+    """The result of the first ``n_items`` items."""
+
+    result: Body
+    n_items: int
+
+
+class Worker:
+    """One worker process. It is the ``registry.Host`` of the jobs that it runs.
+
+    Attributes:
+        is_broken: a job was interrupted that may have been in the middle of dmap's own client:
+            whatever of that is in this process is not to be used any more.
+    """
+
+    def __init__(self, settings: Settings, page: Page) -> None:
+        self.name = settings.name
+        self.is_broken = False
+        self._settings = settings
+        self._page = page
+        hello = Hello(
+            MAJOR,
+            MINOR,
+            "worker",
+            settings.session,
+            python=python_version(),
+            name=settings.name,
+            host=settings.host,
+            pid=os.getpid(),
+            child=settings.child,
+            labels=settings.labels,
+        )
+        abilities = registry.abilities(settings.only)
+        self._state = WorkerState(hello, len(settings.servers), abilities)
+        self._functions = FunctionCache()
+        self._pace: dict[bytes, int] = {}  # blob id -> items that take some SLICE seconds
+        self._blobs: dict[bytes, Body | None] = {}  # blob id -> what came; None: unknown there
+        self._boot_keys: dict[str, int] = {}  # boot id -> its key in the page
+        self._n_welcomes = [0] * len(settings.servers)
+        self._later: list[tuple[int, Event]] = []  # came while a message waited for room
+        self._has_ended_claim = False  # the innermost claim is of a job that has ended
+        self._oldest_result = 0.0  # perf_counter() of the first result that was not sent
+        self._interruptible = False
+        # Held by the main thread but while user code runs: that may have threads that speak too.
+        self._lock = threading.RLock()
+
+        self._context: zmq.Context[Socket[bytes]] = zmq.Context()
+        self._links = [ServerLink(self._context, server) for server in settings.servers]
+        self._poller = zmq.Poller()
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._waker, False)
+        self._poller.register(self._wake, zmq.POLLIN)
+
+    def run(self) -> None:
+        """Work until the supervisor, or a SIGTERM, says to leave."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(CANCEL_SIGNAL, self._on_cancel)
+        _leave_forks_alone()
+        registry.set_host(self)
+        state = self._state
+        leave_at = math.inf
+        with self._lock:
+            self._page.set_ready()
+            self._notify()
+            while True:
+                now = time.monotonic()
+                if self._page.draining and not state.draining:
+                    leave_at = now + LEAVE_WITHIN
+                    self._withdraw(self._page.unhold())
+                    self._send(state.drain())
+                if state.held:
+                    self._run_next()
+                    continue
+                self._report()
+                self._send(state.seek(now))
+                if state.draining and (state.drained or now > leave_at):
+                    break
+                if os.getppid() != self._settings.parent:
+                    os._exit(1)
+                deadline = min(state.next_deadline() or math.inf, now + 1.0, leave_at)
+                self._drive(deadline - now)
+            self._leave()
+        registry.set_host(None)
+
+    def _leave(self) -> None:
+        self._send(self._state.goodbye())
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline and not all(link.idle for link in self._links):
+            self._drive(0.05)
+        for link in self._links:
+            link.close(linger=1.0)
+        self._context.term()
+
+    # --- signals ------------------------------------------------------------------------------
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._page.set_draining()
+        with suppress(BlockingIOError):
+            os.write(self._waker, b"\0")
+
+    def _on_cancel(self, number: int, frame: FrameType | None) -> None:
+        if self._interruptible:
+            self._check_stop()
+            with self._undisturbed():
+                self._report()
+
+    def _check_stop(self) -> None:
+        """Raise ``_Stop`` if a running job should end."""
+        key = self._page.cancelled
+        if key is not None and any(self._key(held) == key for held in self._state.running):
+            self._interruptible = False
+            raise _Stop(key)
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Do the worker's own work in a call from user code, on whichever of its threads."""
+        is_job = threading.current_thread() is threading.main_thread()
+        was_interruptible = self._interruptible
+        if is_job:
+            self._interruptible = False
+        try:
+            with self._lock:
+                yield
+        finally:
+            if is_job:
+                self._interruptible = was_interruptible
+        if is_job and was_interruptible:
+            self._check_stop()  # its signal may have come meanwhile
+
+    # --- links --------------------------------------------------------------------------------
+
+    def _drive(self, timeout: float) -> None:
+        """Wait at most so many seconds until something happens, and take in all that did."""
+        later, self._later = self._later, []
+        for server, event in later:
+            self._on_event(server, event)
+        if later or any(link.has_events for link in self._links):
+            timeout = 0
+        for link in self._links:
+            link.register(self._poller)
+        ready = {source for source, _ in self._poller.poll(max(0, math.ceil(timeout * 1000)))}
+        if self._wake in ready:
+            os.read(self._wake, 1024)
+        for server, link in enumerate(self._links):
+            if link.has_events or link.socket in ready or link.monitor in ready:
+                for event in link.receive():
+                    self._on_event(server, event)
+
+    def _on_event(self, server: int, event: Event) -> None:
+        now = time.monotonic()
+        state = self._state
+        match event:
+            case Connected():
+                self._hold()  # so that what the supervisor has given back is not said to be here
+                self._send(state.on_connected(server))
+            case Disconnected():
+                self._send(state.on_disconnected(server, now))
+            case Received(Blob(blob, known), bodies):
+                self._blobs[blob] = (bodies[0] if bodies else b"") if known else None
+            case Received(message, bodies):
+                if isinstance(message, Error) and message.code != "hello_first":
+                    logger.warning("%s: %s", self._links[server].endpoint, message.text)
+                if isinstance(message, Welcome):
+                    self._n_welcomes[server] += 1
+                n_held = len(state.held)
+                try:
+                    sends = state.on_message(server, message, bodies, now)
+                except Malformed as error:
+                    logger.warning("%s: %s", self._links[server].endpoint, error)
+                    return
+                if len(state.held) != n_held:
+                    self._on_held(n_held)
+                elif isinstance(message, WorkAccepted) and state.all_accepted:
+                    self._page.reported()
+                self._send(sends)
+
+    def _send(self, sends: Sequence[Send]) -> None:
+        for server, message, bodies in sends:
+            link = self._links[server]
+            # A full outbox empties, or its connection breaks, which the state learns in its turn.
+            while not link.send(message, bodies) and link.connected and not link.has_events:
+                poller = zmq.Poller()
+                link.register(poller)
+                poller.poll(100)
+                self._later += [(server, event) for event in link.receive()]
+
+    def _report(self) -> None:
+        """Send the results that wait, and say on the page that the last of their jobs ended."""
+        if self._has_ended_claim:
+            self._has_ended_claim = False
+            self._page.release()
+        self._oldest_result = 0.0
+        self._send(self._state.flush())
+
+    # --- the page -----------------------------------------------------------------------------
+
+    def _key(self, held: Held) -> Key:
+        boot = self._boot_keys.get(held.boot)
+        if boot is None:
+            boot = self._boot_keys[held.boot] = boot_key(held.boot)
+        return Key(held.job.handle, boot, held.server)
+
+    def _hold(self) -> None:
+        """Write what is held on the page, and drop what the supervisor has taken of it."""
+        self._withdraw(self._page.hold([self._key(held) for held in self._state.held]))
+
+    def _on_held(self, n_before: int) -> None:
+        """See to the page after what is held has changed from so many jobs."""
+        held = self._state.held
+        # A single job is claimed at once: nobody could take it.
+        if n_before or len(held) > 1:
+            self._hold()
+        has_limits = any(one.job.timeout or one.job.item_timeout for one in held)
+        if (len(held) > 1 or has_limits) and not self._page.watched:
+            self._notify()
+
+    def _notify(self) -> None:
+        """Have the supervisor look at the page."""
+        with suppress(BlockingIOError):
+            os.write(self._settings.notify_fd, b"\0")
+
+    def _withdraw(self, taken: set[Key]) -> None:
+        if taken:
+            self._state.withdraw({(key.server, key.handle) for key in taken})
+
+    # --- jobs ---------------------------------------------------------------------------------
+
+    def _run_next(self) -> None:
+        """Run the first job that is held, or drop it."""
+        state = self._state
+        held = state.held[0]
+        blob: Body | None = None
+        blobs = held.job.blobs if held.job.function == work.FUNCTION else ()
+        if blobs and blobs[0] not in self._functions:
+            blob = self._fetch(held)
+            if blob is None:
+                return
+        instead, self._has_ended_claim = self._has_ended_claim, False
+        if not self._page.claim(self._key(held), held.job, time.monotonic(), instead=instead):
+            state.withdraw({(held.server, held.job.handle)})
+            return
+        state.start()
+        stop = self._execute(held, blob)
+        self._has_ended_claim = True
+        is_old = time.perf_counter() - self._oldest_result > FLUSH_AFTER
+        if not state.held or stop is not None or (self._oldest_result and is_old):
+            self._report()
+        if stop is not None:
+            raise stop
+
+    def _fetch(self, held: Held) -> Body | None:
+        """Get a held job's closure from its server.
+
+        None: the job is no longer the next to run, or it was failed since the closure is not to
+        be had.
+        """
+        state, server, blob = self._state, held.server, held.job.blobs[0]
+        self._report()
+        n_welcomes = -1
+        asked_at = time.monotonic()
+        while blob not in self._blobs:
+            if n_welcomes != self._n_welcomes[server]:
+                n_welcomes = self._n_welcomes[server]
+                self._send([Send(server, FetchBlob(blob))])
+            self._drive(0.1)
+            if not state.held or state.held[0] is not held or self._page.draining:
+                return None
+            heard_at = max(asked_at, self._links[server].heard_at)
+            if time.monotonic() > heard_at + BLOB_PATIENCE:
+                break
+        body = self._blobs.pop(blob, None)
+        if body is None:
+            state.start()
+            self._send(state.fail(f"the server does not have the closure {blob.hex()[:16]}"))
+            self._hold()
+        return body
+
+    def _execute(self, held: Held, blob: Body | None) -> _Stop | None:
+        """Run the job that was just started, to whatever end.
+
+        Returns:
+            What stopped a job *around* this one, to be raised again when this one is put away.
+        """
+        state = self._state
+        values: list[Any] = []  # of a chunk's items, as far as it came
+        outcome: _Outcome | None = None
+        error: BaseException | None = None
+        started = time.perf_counter()
+        self._lock.release()
+        try:
+            try:
+                self._interruptible = True
+                self._check_stop()
+                outcome = self._run(held, blob, values)
+            finally:
+                self._interruptible = False
+        except _Stop as stop:
+            if "dmap.connection" in sys.modules:
+                self.is_broken = True
+                self._page.set_draining()
+            if stop.key == self._key(held):
+                state.abandon()
+                return None
+            # It is innocent: another one has to start it again.
+            self._send(state.return_running())
+            return stop
+        except BaseException as caught:
+            error = caught
+        finally:
+            self._lock.acquire()
+        seconds = time.perf_counter() - started
+        if outcome is None:
+            assert error is not None
+            self._report_error(error, values, seconds)
+        elif outcome.n_items:
+            state.complete(outcome.result, outcome.n_items, seconds)
+            self._oldest_result = self._oldest_result or time.perf_counter()
+        else:
+            self._send(state.return_running())
+        return None
+
+    def _report_error(self, error: BaseException, values: list[Any], seconds: float) -> None:
+        """Say that a job ended with an exception behind the items that have values."""
+        results: Body | None = None
+        while results is None:
+            try:
+                results = work.dump_results(values)
+            except ClosureError as unpicklable:  # of an earlier item, which is told first
+                error, values = unpicklable, values[: unpicklable.index or 0]
+        summary, pickled = raised.describe(error, _n_own_frames(error))
+        bodies = (pickled, results)
+        self._oldest_result = 0.0
+        self._send(self._state.raised(*summary, bodies, len(values), seconds))
+
+    def _run(self, held: Held, blob: Body | None, values: list[Any]) -> _Outcome:
+        """Run user code; whatever that raises comes out."""
+        job = held.job
+        if job.function == work.FUNCTION:
+            return self._run_closure(job, held.argument, blob, values)
+        function = registry.find(job.function)
+        if function is None:
+            raise LookupError(f"{self.name} has no function {job.function!r}")
+        if job.encoding == "raw":
+            result = function(b"".join(_parts(held.argument)))
+            if not isinstance(result, (bytes, bytearray, memoryview)):
+                raise TypeError(
+                    f"{job.function!r} was called with raw bytes and must return bytes, "
+                    f"not {type(result).__qualname__}"
+                )
+            return _Outcome(bytes(result), 1)
+        args, kwargs = work.load_named(held.argument)
+        return _Outcome(work.dump_result(function(*args, **kwargs)), 1)
+
+    def _run_closure(
+        self, job: Assigned, argument: Body, blob: Body | None, values: list[Any]
+    ) -> _Outcome:
+        if not job.blobs:
+            raise LookupError("this job came without its closure")
+        function = self._functions.get(job.blobs[0])
+        if function is None:
+            assert blob is not None
+            function = self._functions.load(job.blobs[0], b"".join(_parts(blob)))
+        match work.load_argument(argument):
+            case work.Call(args, kwargs):
+                return _Outcome(work.dump_result(function(*args, **kwargs)), 1)
+            case work.Chunk(star, items):
+                self._run_chunk(job, function, star, items, values)
+                return _Outcome(work.dump_results(values) if values else b"", len(values))
+
+    def _run_chunk(
+        self,
+        job: Assigned,
+        function: Callable[..., Any],
+        star: bool,
+        items: Sequence[Any],
+        values: list[Any],
+    ) -> None:
+        """Call the function on items until all are done, or a drain wants the process to leave.
+
+        The items between two looks at the page are one loop in C. What ``values`` has at the end
+        are the items that are done.
+        """
+        apply: Callable[..., Iterator[Any]] = itertools.starmap if star else map
+        page, timeout = self._page, job.item_timeout
+        n_slice = 1 if timeout else self._pace.get(job.blobs[0], 1)
+        start, n_items = 0, len(items)
+        while start < n_items:
+            end = min(start + n_slice, n_items)
+            now = time.monotonic()
+            page.at(start, end - start, now, now + timeout if timeout else 0.0)
+            values.extend(apply(function, items[start:end]))
+            if len(values) < end:
+                # To a loop in C that is the end of the items; to the user it is a mistake.
+                raise RuntimeError("the function raised StopIteration")
+            if not timeout:
+                n_slice = _next_slice(end - start, time.monotonic() - now)
+            start = end
+            if page.draining and len(self._state.running) == 1:
+                break
+        if not timeout:
+            if len(self._pace) > 4 * self._functions.max_functions:
+                self._pace.clear()
+            self._pace[job.blobs[0]] = n_slice
+
+    # --- for the jobs: registry.Host ----------------------------------------------------------
+
+    def innermost(self) -> Assigned | None:
+        """Return the job that runs now."""
+        running = self._state.running
+        return running[-1].job if running else None
+
+    def text_handle(self, job: Assigned) -> str:
+        """Return a job's handle as people write it."""
+        return self._state.text_handle(self._running(job))
+
+    def say_status(self, job: Assigned, numerator: int, denominator: int) -> None:
+        """Tell a job's listeners how far it is; dropped while its server is away."""
+        with self._undisturbed():
+            held = self._running(job)
+            if self._state.can_speak_of(held):
+                status = WorkStatus(job.handle, numerator, denominator)
+                self._links[held.server].send(status)
+
+    def say_data(self, job: Assigned, value: object) -> None:
+        """Send a job's listeners a partial result; dropped while its server is away."""
+        if job.encoding == "pickle":
+            body = work.dump_result(value)
+        elif isinstance(value, (bytes, bytearray, memoryview)):
+            body = bytes(value)
+        else:
+            raise TypeError(
+                f"{job.function!r} was called with raw bytes: its data must be bytes, "
+                f"not {type(value).__qualname__}"
+            )
+        self._say_body(job, WorkData(job.handle), body)
+
+    def say_warning(self, job: Assigned, text: str) -> None:
+        """Send a job's listeners a warning; dropped while its server is away."""
+        self._say_body(job, WorkWarning(job.handle), str(text).encode("utf-8", "replace"))
+
+    def _say_body(self, job: Assigned, message: WorkData | WorkWarning, body: Body) -> None:
+        with self._undisturbed():
+            held = self._running(job)
+            if self._state.can_speak_of(held):
+                self._send([Send(held.server, message, (body,))])
+
+    def is_cancelled(self, job: Assigned) -> bool:
+        """Tell whether a running job should stop."""
+        return self._page.cancelled == self._key(self._running(job))
+
+    def cant_do(self, function: str) -> None:
+        """Own a function no longer."""
+        with self._undisturbed():
+            self._send(self._state.cant_do([function]))
+
+    def run_nested(
+        self,
+        lanes: Sequence[LaneId],
+        until: Callable[[], bool],
+        wait: Callable[[float], None],
+    ) -> None:
+        """Run jobs of these lanes until what the running job waits for is there."""
+        state = self._state
+        with self._undisturbed():
+            self._give_back_held()
+            while not until():
+                self._check_stop()
+                if state.held:
+                    self._run_next()
+                    continue
+                self._report()
+                if lanes and len(state.running) < MAX_NESTED:
+                    self._send(state.seek(time.monotonic(), lanes))
+                if state.is_asking(time.monotonic()):
+                    self._drive(NESTED_PAUSE)
+                else:
+                    self._drive(0)
+                    if not state.held:
+                        self._wait_outside(wait)
+            self._report()
+            # An answer that is still to come would lie here for as long as the job runs on.
+            deadline = time.monotonic() + NESTED_PAUSE
+            while state.is_asking(now := time.monotonic()) and now < deadline:
+                self._drive(deadline - now)
+            self._give_back_held()
+
+    def _wait_outside(self, wait: Callable[[float], None]) -> None:
+        self._lock.release()
+        try:
+            wait(NESTED_PAUSE)
+        finally:
+            self._lock.acquire()
+
+    def _give_back_held(self) -> None:
+        self._withdraw(self._page.unhold())
+        self._send(self._state.give_back())
+
+    def _running(self, job: Assigned) -> Held:
+        for held in self._state.running:
+            if held.job is job:
+                return held
+        raise RuntimeError(f"this job of {job.function!r} has ended")
+
+
+def _next_slice(n_items: int, seconds: float) -> int:
+    """Return how many items should take some SLICE seconds, after so many took ``seconds``."""
+    if seconds * 4 < SLICE:
+        return n_items * 4
+    return max(1, int(n_items * SLICE / seconds))
+
+
+def _parts(body: Body) -> Sequence[Any]:
+    return (body,) if isinstance(body, bytes) else body
+
+
+def _n_own_frames(error: BaseException) -> int:
+    """Count the frames at the outer end of a traceback that are in this file."""
+    n = 0
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        n += 1
+        traceback = traceback.tb_next
+    return n
+
+
+def _leave_forks_alone() -> None:
+    """Have processes that jobs fork not take signals for the worker's.
+
+    They have its memory and its page, and must end by SIGTERM when, say, their Pool does. A signal
+    on the way waits: Python drops those that come to a fork's child before this code.
+    """
+    ours = {signal.SIGTERM, CANCEL_SIGNAL}
+
+    def forget() -> None:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ours),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ours),
+        after_in_child=forget,
+    )
+
+
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its supervisor dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        os._exit(1)
+
+
+def main() -> int:
+    """Run as the child of a supervisor, which says in argv[1] where the page is."""
+    fd = int(sys.argv[1])
+    settings = read_settings(fd)
+    _die_with_parent(settings.parent)
+    for own in (fd, settings.notify_fd):
+        os.set_inheritable(own, False)  # programs that jobs start should not have them
+    sys.argv = ["dmap-worker"]
+    # What jobs print should be seen when they print it, also in a file.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+    faulthandler.enable()
+    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
+    # Jobs that map use the same servers.
+    os.environ["DMAP_SERVERS"] = ",".join(settings.servers)
+    for module in settings.imports:
+        try:
+            importlib.import_module(module)
+        except Exception:
+            logger.exception(
+                "cannot import %s (Python %s on %s, from %s)",
+                module,
+                platform.python_version(),
+                settings.host,
+                os.getcwd(),
+            )
+            return CANNOT_START
+    try:
+        worker = Worker(settings, Page(fd))
+    except ValueError as error:  # --only names what there is not
+        logger.error("%s", error)
+        return CANNOT_START
+    worker.run()
+    if worker.is_broken:  # its exit handlers too
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(0)
+    return 0
