@@ -60,6 +60,8 @@ from jobserver.protocol import (
     nbytes_of,
 )
 
+OVERRUN: Final = 0.1
+"""Seconds after which a chunk of the sizer's own, meant for a third of it, comes home in part."""
 CHUNK_NBYTES: Final = 8 * 2**20
 """A chunk's argument, or its result, should have no more bytes than this."""
 WINDOW_NBYTES: Final = 256 * 2**20
@@ -480,7 +482,8 @@ class Map:
         """Make the job of a chunk. An item that cannot be pickled fails, and only that."""
         start, items = run.start, run.items
         try:
-            argument = work.dump_chunk(self._items.star, items, start)
+            overrun = OVERRUN if self._settings.chunksize == "auto" and len(items) > 1 else 0.0
+            argument = work.dump_chunk(self._items.star, items, start, overrun=overrun)
         except ClosureError as error:
             if error.index is None and len(items) > 1:
                 self._todo.appendleft(_Run(start, items, alone=True))

@@ -37,9 +37,14 @@ class Call(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Consecutive items of a map. With ``star`` each is a tuple of arguments."""
+    """Consecutive items of a map. With ``star`` each is a tuple of arguments.
+
+    A chunk that has taken ``overrun`` seconds (0: however many) comes home in part: it was cut
+    for less, and others may be free to take the rest.
+    """
 
     star: bool
+    overrun: float
     items: Sequence[Any]
 
 
@@ -55,19 +60,19 @@ def dump_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Body:
     return _own(pickling.dumps(("call", args, kwargs), "an argument"))
 
 
-def dump_chunk(star: bool, items: Sequence[Any], start: int = 0) -> Body:
+def dump_chunk(star: bool, items: Sequence[Any], start: int = 0, *, overrun: float = 0.0) -> Body:
     """Pickle the argument of a chunk, whose first item has the index ``start`` in its map.
 
     Raises:
         ClosureError: an item cannot be pickled; its ``index`` says which.
     """
-    return _own(pickling.dumps_items(items, start, head=("map", star)))
+    return _own(pickling.dumps_items(items, start, head=("map", star, overrun)))
 
 
 def load_argument(body: Body) -> Argument:
     """Read the argument of a job that runs a closure. Raises what unpickling raises."""
-    kind, first, second = pickling.loads(body)
-    return Call(first, second) if kind == "call" else Chunk(first, second)
+    kind, *fields = pickling.loads(body)
+    return Call(*fields) if kind == "call" else Chunk(*fields)
 
 
 def dump_named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Body:

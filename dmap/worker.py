@@ -464,39 +464,41 @@ class Worker:
         match work.load_argument(argument):
             case work.Call(args, kwargs):
                 return _Outcome(work.dump_result(function(*args, **kwargs)), 1)
-            case work.Chunk(star, items):
-                self._run_chunk(job, function, star, items, values)
+            case work.Chunk() as chunk:
+                self._run_chunk(job, function, chunk, values)
                 return _Outcome(work.dump_results(values) if values else b"", len(values))
 
     def _run_chunk(
         self,
         job: Assigned,
         function: Callable[..., Any],
-        star: bool,
-        items: Sequence[Any],
+        chunk: work.Chunk,
         values: list[Any],
     ) -> None:
-        """Call the function on items until all are done, or a drain wants the process to leave.
+        """Call the function on items until all are done, or it overran, or a drain is wanted.
 
         The items between two looks at the page are one loop in C. What ``values`` has at the end
         are the items that are done.
         """
-        apply: Callable[..., Iterator[Any]] = itertools.starmap if star else map
+        apply: Callable[..., Iterator[Any]] = itertools.starmap if chunk.star else map
+        items = chunk.items
         page, timeout = self._page, job.item_timeout
         n_slice = 1 if timeout else self._pace.get(job.blobs[0], 1)
         start, n_items = 0, len(items)
+        now = time.monotonic()
+        leave_at = now + (chunk.overrun or math.inf)
         while start < n_items:
             end = min(start + n_slice, n_items)
-            now = time.monotonic()
             page.at(start, end - start, now, now + timeout if timeout else 0.0)
             values.extend(apply(function, items[start:end]))
             if len(values) < end:
                 # To a loop in C that is the end of the items; to the user it is a mistake.
                 raise RuntimeError("the function raised StopIteration")
+            began, now = now, time.monotonic()
             if not timeout:
-                n_slice = _next_slice(end - start, time.monotonic() - now)
+                n_slice = _next_slice(end - start, now - began)
             start = end
-            if page.draining and len(self._state.running) == 1:
+            if now > leave_at or (page.draining and len(self._state.running) == 1):
                 break
         if not timeout:
             if len(self._pace) > 4 * self._functions.max_functions:

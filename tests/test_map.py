@@ -160,7 +160,7 @@ def test_a_chunksize_that_was_said_is_kept() -> None:
 
 def test_the_rest_of_a_chunk_that_came_home_in_part_is_cut_anew() -> None:
     fates = itertools.chain([complete(double, 3)], itertools.repeat(complete(double)))
-    run, workshop = make(double, range(20), fates, chunksize=10)
+    run, _ = make(double, range(20), fates, chunksize=10)
     assert run.all() == [2 * x for x in range(20)]
 
 
@@ -185,10 +185,9 @@ def test_an_item_that_raises_can_be_returned_or_skipped(on_error: str, n: int) -
 
 def test_an_ordered_map_yields_what_was_before_the_error() -> None:
     run, _ = make(lambda x: 1 / (x - 3), range(10), keep=False)
-    got = []
+    got: list[float] = []
     with pytest.raises(ZeroDivisionError):
-        for value in flat(run.parts()):
-            got.append(value)
+        got.extend(flat(run.parts()))
     assert got == [1 / (x - 3) for x in range(3)]
 
 
@@ -574,9 +573,12 @@ def test_the_time_of_a_whole_map_is_bounded(client: Client) -> None:
 
 @pytest.mark.slow
 def test_nobody_to_run_it_is_a_warning_first_and_then_an_error(cluster: Cluster) -> None:
-    with Client(cluster.endpoints) as own, pytest.warns(DmapWarning, match="gpu"):
-        with pytest.raises(NoWorker, match="gpu"):
-            own.dmap(double, range(3), labels=["gpu"], timeout=4.0)
+    with (
+        Client(cluster.endpoints) as own,
+        pytest.warns(DmapWarning, match="gpu"),
+        pytest.raises(NoWorker, match="gpu"),
+    ):
+        own.dmap(double, range(3), labels=["gpu"], timeout=4.0)
 
 
 @pytest.mark.slow

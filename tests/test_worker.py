@@ -131,6 +131,15 @@ def test_items_of_a_starred_chunk_are_tuples_of_arguments(
     assert work.load_result(server.wait(WorkComplete).bodies[0]) == [4, 5]
 
 
+def test_a_chunk_that_overran_comes_home_in_part(server: FakeServer, worker: Running) -> None:
+    argument = work.dump_chunk(False, [3, 2, 1], overrun=1e-9)
+    blobs = server.put(lambda v: v + 1)
+    server.assign_to_next(server.make("dmap", argument, n_items=3, blobs=blobs))
+    done = server.wait(WorkComplete)
+    assert done.message.jobs[0].n_items == 1
+    assert work.load_result(done.bodies[0]) == [4]
+
+
 def test_a_closure_is_fetched_once_a_process(server: FakeServer, worker: Running) -> None:
     for number in range(3):
         assert call(server, abs, -number) == number
