@@ -345,14 +345,12 @@ class Supervisor:
 
     def _obituary(self, child: _Child, view: View, index: int, exit: str) -> ChildLost:
         claims = [claim for claim in view.claims if self._is_of(claim.key, index, but=child.told)]
-        running = [claim.key.handle for claim in claims]
-        running += [
-            key.handle for key in reversed(view.ended) if self._is_of(key, index, but=child.told)
-        ]
+        ended = [key.handle for key in view.ended if self._is_of(key, index, but=child.told)]
         if self._n_terms > 1:
-            running = []  # killed by us: handed back, by no fault of any job
-        item, n_items = (claims[0].item, claims[0].n_items) if claims and running else (0, 0)
-        return ChildLost(child.number, running, item, n_items, exit)
+            claims, ended = [], []  # killed by us: handed back, by no fault of any job
+        running = [claim.key.handle for claim in claims]
+        item, n_items = (claims[0].item, claims[0].n_items) if claims else (0, 0)
+        return ChildLost(child.number, running, item, n_items, exit, ended)
 
     def _drain(self) -> None:
         """Have every child finish its item and leave, and leave behind the last."""

@@ -402,7 +402,7 @@ class JobFail(Message, tag=True):
     """server > client: this job ended without a result.
 
     lost: its worker died ``attempt`` times, with ``exit`` ("SIGKILL", "exit code 3"), at one of the
-    ``n_items`` items from ``item`` on. failed: the worker said so, in ``text``. unknown: there is
+    ``n_items`` items from ``item`` on (0: at none, only the result was lost with it). failed: the worker said so, in ``text``. unknown: there is
     no such job, or its result was not kept.
     """
 
@@ -620,7 +620,8 @@ class ChildLost(Message, tag=True):
     """supervisor > server: this child's process ended, with ``exit``.
 
     It was running the jobs in ``running``, the innermost first, at one of the ``n_items`` items
-    from ``item`` on of that one. What else it had was not started.
+    from ``item`` on of that one. Those in ``ended`` it had run to their end, but what it said of
+    that may have died with it. What else it had was not started.
     """
 
     child: Count
@@ -628,6 +629,7 @@ class ChildLost(Message, tag=True):
     item: Count
     n_items: Count
     exit: ShortText
+    ended: list[Count] = []
 
 
 # --- server > worker --------------------------------------------------------------------------

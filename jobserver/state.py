@@ -926,13 +926,17 @@ class State:
         """Forget a worker whose process ended, and put its jobs back in front.
 
         Only what it was running counts as an attempt. A job whose attempts are used up fails.
+        What had ended well is not to blame for the death, yet may run again only if it may run
+        more than once.
         """
         running = worker.adopted.union(lost.running)
+        ended = set(lost.ended)
         queues = self.crew.remove(worker)
         self.roster.forget(worker)
         for job in reversed(list(worker.held.values())):
             self.book.unassign(job, worker)
-            if job.handle not in running:
+            ran = job.handle in running or (job.handle in ended and job.terms.attempts == 1)
+            if not ran:
                 job.attempt -= 1
             elif job.attempt >= job.terms.attempts and not job.unwanted:
                 self._fail_lost(job, worker, lost, now)
@@ -942,13 +946,17 @@ class State:
 
     def _fail_lost(self, job: Job, worker: Worker, lost: wire.ChildLost, now: float) -> None:
         self.counters["lost"] += 1
-        # Only of the innermost job it is known which items may be to blame.
-        known = job.handle in lost.running[:1] and lost.n_items > 0
+        item, n_items = 0, job.n_items
+        if job.handle in lost.ended:
+            n_items = 0
+        elif job.handle in lost.running[:1] and lost.n_items:
+            # Only of the innermost job it is known which items may be to blame.
+            item, n_items = lost.item, lost.n_items
         fail = wire.JobFail(
             0,
             "lost",
-            item=lost.item if known else 0,
-            n_items=lost.n_items if known else job.n_items,
+            item=item,
+            n_items=n_items,
             attempt=job.attempt,
             exit=lost.exit,
             host=worker.host,

@@ -663,6 +663,25 @@ def test_what_a_dead_worker_had_not_started_is_no_attempt(net: Net) -> None:
     assert (again.handle, again.attempt) == (waiting, 1)
 
 
+def test_what_a_dead_worker_had_run_to_its_end_is_no_attempt(net: Net) -> None:
+    client, supervisor = Client(net), Supervisor(net)
+    dying, other = Worker(net, "f", child=1), Worker(net, "f", number=2)
+    handle = client.submitted(attempts=2)
+    dying.grab()
+    supervisor.say(wire.ChildLost(1, [], 0, 0, "SIGKILL", [handle]))
+    assert other.grab().attempt == 1
+
+
+def test_what_had_ended_and_may_run_once_only_fails_but_is_not_blamed(net: Net) -> None:
+    client, supervisor = Client(net), Supervisor(net)
+    worker = Worker(net, "f", child=1)
+    handle = client.submitted(attempts=1, n_items=5)
+    worker.grab()
+    supervisor.say(wire.ChildLost(1, [], 0, 0, "SIGKILL", [handle]))
+    fail = client.take(wire.JobFail)
+    assert (fail.code, fail.n_items) == ("lost", 0)
+
+
 def test_a_lost_chunk_names_the_suspected_items(net: Net) -> None:
     client, supervisor = Client(net), Supervisor(net)
     worker = Worker(net, "f", child=1)

@@ -24,7 +24,10 @@ from jobserver.protocol import (
     Goodbye,
     GrabJobs,
     Hello,
+    Range,
+    WorkAccepted,
     WorkComplete,
+    WorkException,
     WorkFail,
 )
 
@@ -152,13 +155,29 @@ def test_what_a_dead_child_had_not_started_is_not_named(
     assert server.wait(ChildLost).message.running == [jobs[0].handle]
 
 
-def test_a_job_whose_end_was_not_accepted_counts_as_run(
+def test_a_job_whose_end_was_not_accepted_is_told_as_ended(
     server: FakeServer, worker: Running
 ) -> None:
     server.accepts = False
     first, second = closure(server, abs, -1), closure(server, os._exit, 3)
     server.assign_to_next(first, second)
-    assert server.wait(ChildLost).message.running == [second.handle, first.handle]
+    lost = server.wait(ChildLost).message
+    assert (lost.running, lost.ended) == ([second.handle], [first.handle])
+
+
+def test_that_a_later_end_was_accepted_says_nothing_of_an_earlier_one(
+    server: FakeServer, worker: Running
+) -> None:
+    server.accepts = False
+    jobs = [closure(server, abs, -1), closure(server, abs, -2), closure(server, os._exit, 3)]
+    for job in jobs[:2]:
+        peer = server.assign_to_next(job)
+        value_of(server, job)
+    server.say(peer, WorkAccepted([Range(2, 1)]))
+    server.assign_to_next(jobs[2])
+    lost = server.wait(ChildLost).message
+    handles = [job.handle for job in jobs]
+    assert (lost.running, lost.ended) == (handles[2:], handles[:2])
 
 
 def test_an_idle_child_that_is_killed_is_replaced(server: FakeServer, worker: Running) -> None:
@@ -244,6 +263,27 @@ def test_a_cancelled_job_is_interrupted_and_its_process_lives_on(
     later = closure(server, os.getpid)
     server.assign_to_next(later)
     assert [value_of(server, later)] == before
+
+
+def test_a_cancelled_job_is_interrupted_also_while_it_talks(
+    server: FakeServer, worker: Running, folder: Path
+) -> None:
+    def talk(path: str) -> None:
+        from dmap import current_job
+
+        with open(path, "w"):
+            pass
+        while True:
+            current_job().status(1, 2)
+
+    job = closure(server, talk, str(folder / "a"))
+    start(server, job, folder / "a")
+    cancel(server, job)
+    server.wait(WorkFail)
+    later = closure(server, abs, -1)
+    server.assign_to_next(later)
+    assert value_of(server, later) == 1
+    assert not server.find(ChildLost)
 
 
 @pytest.mark.parametrize("stubborn", [touch_and_hold_the_gil, touch_and_swallow])
@@ -489,6 +529,17 @@ def test_sigterm_lets_the_running_item_finish_and_ends_with_zero(
     while server.find(Goodbye):
         n_goodbyes += 1
     assert n_goodbyes == 2
+
+
+def test_a_child_whose_job_changed_what_sigterm_does_leaves_all_the_same(
+    server: FakeServer, worker: Running
+) -> None:
+    job = closure(server, signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    server.assign_to_next(job)
+    server.wait(WorkException)  # what it returns, a method of the worker, cannot be pickled
+    worker.terminate()
+    server.wait_until(lambda: worker.process.poll() is not None)
+    assert worker.exit_code() == 0
 
 
 def test_a_second_sigterm_hands_the_running_job_back(
