@@ -18,6 +18,7 @@ from jobserver.jobs import (
     ENDED,
     READY,
     Ended,
+    Function,
     Job,
     JobEnd,
     LaneInfo,
@@ -64,24 +65,48 @@ class Book:
         terms: wire.SubmitJobs,
         spec: wire.JobSpec,
         argument: Body,
+        now: float,
     ) -> Job:
         """Enter a new job. It stands nowhere yet."""
         self._last_handle += 1
         handle = self._last_handle
         job = Job(handle, Origin(session.id, spec.ticket), queue, terms, argument)
         job.n_items = spec.n_items
+        job.since = now
         self.jobs[handle] = job
         self.nbytes += job.nbytes
         if terms.blobs:
             self.blobs.hold(terms.blobs)
         self.crew.count_in(job)
-        if spec.uniq and (terms.merge or queue.function.merge):
-            key = (queue.function.name, spec.uniq)
-            if key not in self.merged:
-                job.uniq = spec.uniq
-                self.merged[key] = job
+        job.offered = spec.uniq
+        if terms.merge or queue.function.merge:
+            self._let_join(job)
         self._want(job, session, spec.ticket, background=terms.background)
         return job
+
+    def _let_join(self, job: Job) -> None:
+        key = (job.name, job.offered)
+        if job.offered and key not in self.merged:
+            job.uniq = job.offered
+            self.merged[key] = job
+
+    def to_merge(self, function: Function) -> list[tuple[Job, Job]]:
+        """Return pairs of a job to give up and the one to join in its place. O(jobs).
+
+        These are foreground jobs that came before their function was known to allow it, and that
+        no worker has yet. The first of each uniq may be joined from now on.
+        """
+        pairs: list[tuple[Job, Job]] = []
+        for job in self.jobs.values():
+            if job.queue.function is not function or not job.offered or job.uniq:
+                continue
+            if job.worker is not None or job.background:
+                continue
+            self._let_join(job)
+            first = self.merged[job.name, job.offered]
+            if first is not job and first.origin not in job.terms.ancestors:
+                pairs.append((job, first))
+        return pairs
 
     def join(self, job: Job, session: Session, terms: wire.SubmitJobs, ticket: int) -> None:
         """Let a submit join a live job. A ready one stands in the joiner's lane too."""

@@ -13,6 +13,7 @@ Records only; what moves them is in ``crew`` and ``state``.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -87,10 +88,12 @@ class Job:
         "listeners",
         "n_items",
         "nbytes",
+        "offered",
         "origin",
         "priority",
         "progress",
         "queue",
+        "since",
         "stands_at",
         "state",
         "terms",
@@ -108,8 +111,10 @@ class Job:
         self.terms = terms  # what the jobs of one submit have in common; its list is empty
         self.argument = argument
         self.nbytes = nbytes_of(argument)
-        self.uniq = b""  # not empty exactly while others may join it
+        self.offered = b""  # the uniq that it was submitted with
+        self.uniq = b""  # the same while others may join it, else empty
         self.n_items = 1
+        self.since = 0.0  # when it was submitted
         self.background = terms.background
         self.priority = terms.priority
         self.lane = LaneId(origin.session, terms.lane)
@@ -181,10 +186,25 @@ class Session:
         self.nbytes = 0  # of its tickets' arguments and untaken ends
 
 
+_ENDED_CHILDREN = 100
+"""What a child said last may come behind the word of its death by so little that these do."""
+
+
 class Supervisor:
     """A compute host's supervisor, or a lone worker that speaks for itself."""
 
-    __slots__ = ("due", "gone_at", "heard_at", "host", "id", "name", "peer", "pid", "workers")
+    __slots__ = (
+        "due",
+        "ended",
+        "gone_at",
+        "heard_at",
+        "host",
+        "id",
+        "name",
+        "peer",
+        "pid",
+        "workers",
+    )
 
     def __init__(self, session: bytes, now: float) -> None:
         self.id = session
@@ -195,6 +215,7 @@ class Supervisor:
         self.name = self.host = ""
         self.pid = 0
         self.workers: dict[int, Worker] = {}  # child number -> its worker
+        self.ended: deque[int] = deque(maxlen=_ENDED_CHILDREN)  # numbers, the last ones
 
 
 Sleep: TypeAlias = Literal["awake", "asleep", "waiting", "woken", "overdue"]

@@ -71,7 +71,7 @@ NORMAL: Final = 1
 LOW: Final = 2
 N_PRIORITIES: Final = 3
 
-Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 Text = Annotated[str, Meta(max_length=65_536)]
 ShortText = Annotated[str, Meta(max_length=256)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -402,8 +402,8 @@ class JobFail(Message, tag=True):
     """server > client: this job ended without a result.
 
     lost: its worker died ``attempt`` times, with ``exit`` ("SIGKILL", "exit code 3"), at one of the
-    ``n_items`` items from ``item`` on (0: at none, only the result was lost with it). failed: the worker said so, in ``text``. unknown: there is
-    no such job, or its result was not kept.
+    ``n_items`` items from ``item`` on (0: at none, only the result was lost with it). failed: the
+    worker said so, in ``text``. unknown: there is no such job, or its result was not kept.
     """
 
     ticket: Count

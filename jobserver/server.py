@@ -29,30 +29,25 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
 from typing import Final, NamedTuple, Protocol, Self
 
 import zmq
 
 from jobserver import keys
+from jobserver.coalesce import coalesce
 from jobserver.jobs import Send
 from jobserver.pieces import TRANSFERS, Budget, Frames, Link
 from jobserver.protocol import (
     BODY_NBYTES,
     MAX_FRAME_NBYTES,
     MAX_FRAMES,
-    MAX_LIST,
     Body,
-    Completed,
     Error,
     Heartbeat,
     Hello,
-    JobComplete,
     Malformed,
     Message,
     Piece,
-    Range,
-    WorkAccepted,
     decode_to_server,
     encode,
 )
@@ -200,16 +195,20 @@ class Server:
         """Serve until the server has drained (then True) or was stopped."""
         leave_at = math.inf
         while not self._stopping:
-            self.turn(None)
+            something_came = self.turn(None)
             if self._drain_told and self._state.drained:
-                leave_at = min(leave_at, time.monotonic() + LEAVE)
-                if not self._parked or time.monotonic() >= leave_at:
+                now = time.monotonic()
+                leave_at = min(leave_at, now + LEAVE)
+                if now >= leave_at or not (something_came or self._parked):
                     break
         log.debug("longest turn: %.1f ms", 1000 * self.longest_turn)
         return not self._stopping
 
-    def turn(self, timeout: float | None) -> None:
-        """Wait at most ``timeout`` seconds (None: until something comes) and do what there is."""
+    def turn(self, timeout: float | None) -> bool:
+        """Wait at most ``timeout`` seconds (None: until something comes) and do what there is.
+
+        Returns whether messages came.
+        """
         events = dict(self._poller.poll(self._patience(timeout)))
         began = time.thread_time()
         if len(events) > (self._socket in events):
@@ -230,6 +229,7 @@ class Server:
             self._probe(now)
         self._deliver(sends, now)
         self.longest_turn = max(self.longest_turn, time.thread_time() - began)
+        return self._socket in events
 
     def drain(self) -> None:
         """Have the server finish what it has, take nothing new, and leave."""
@@ -383,10 +383,9 @@ class Server:
         if parked is None:
             parked = self._parked[peer] = _Parked()
             self._retry_at = min(self._retry_at, now + self._retry)
-        if not parked.cut:
-            parked.append(frames, message)
-            if parked.is_full:
-                self._cut(peer, parked, now)
+        parked.append(frames, message)
+        if parked.is_full:
+            self._cut(peer, parked, now)
 
     def _send(self, frames: Frames) -> None:
         """Hand a message to libzmq, whole or not at all."""
@@ -423,7 +422,6 @@ class Server:
         text = "you did not read what I had for you, and I dropped it: say Hello again"
         parked.clear()
         parked.append([peer, encode(Error("hello_first", text))], None)
-        parked.cut = True
         self._forget_link(peer, now)
         self._lost.append((peer, None))
 
@@ -473,12 +471,11 @@ class _Entry(NamedTuple):
 
 
 class _Parked:
-    """What waits until one peer reads. ``cut``: nothing more is taken."""
+    """What waits until one peer reads."""
 
     def __init__(self) -> None:
         self.entries: deque[_Entry] = deque()
         self.nbytes = 0
-        self.cut = False
 
     @property
     def is_full(self) -> bool:
@@ -513,96 +510,3 @@ class PeerLog:
         self._told.add(peer)
         safe = (ascii(a) if isinstance(a, str) else a for a in arguments)
         log.warning("peer %s " + text, peer.hex(), *safe)
-
-
-def coalesce(sends: Iterable[Send]) -> list[Send]:
-    """Make one message of neighbouring ones to a peer, where that says the same.
-
-    These are results to a client and acknowledgements to a worker. The order of the messages to
-    each peer stays.
-    """
-    merged: list[Send | _Run] = []
-    last: dict[bytes, _Run] = {}  # peer -> the run at the end of what it gets
-    for send in sends:
-        kind = type(send.message)
-        if kind is not JobComplete and kind is not WorkAccepted:
-            last.pop(send.peer, None)
-            merged.append(send)
-            continue
-        run = last.get(send.peer)
-        if run is None or not run.takes(send):
-            run = last[send.peer] = _Run(send)
-            merged.append(run)
-    return [entry.joined() if isinstance(entry, _Run) else entry for entry in merged]
-
-
-class _Run:
-    """Neighbouring messages to one peer that can be one."""
-
-    def __init__(self, first: Send) -> None:
-        self._sends = [first]
-        self._n, self._nbytes = _extent(first)
-
-    def takes(self, send: Send) -> bool:
-        """Append the message, if it fits."""
-        first = self._sends[0].message
-        message = send.message
-        if isinstance(first, JobComplete):
-            if not isinstance(message, JobComplete) or message.host != first.host:
-                return False
-        elif not isinstance(first, WorkAccepted) or not isinstance(message, WorkAccepted):
-            return False
-        n, nbytes = _extent(send)
-        if self._n + n > MAX_LIST or self._nbytes + nbytes > BODY_NBYTES:
-            return False
-        self._sends.append(send)
-        self._n += n
-        self._nbytes += nbytes
-        return True
-
-    def joined(self) -> Send:
-        sends = self._sends
-        if len(sends) == 1:
-            return sends[0]
-        if isinstance(sends[0].message, WorkAccepted):
-            return Send(sends[0].peer, _join_accepted(sends))
-        return _join_complete(sends)
-
-
-def _extent(send: Send) -> tuple[int, int]:
-    """Return the entries and bytes of a list; what may not be joined has too many bytes."""
-    message = send.message
-    if isinstance(message, WorkAccepted):
-        return len(message.seqs), 0
-    if isinstance(message, JobComplete) and all(type(body) is bytes for body in send.bodies):
-        return len(message.jobs), sum(map(len, send.bodies))
-    return 0, BODY_NBYTES + 1
-
-
-def _join_accepted(sends: list[Send]) -> WorkAccepted:
-    seqs: list[Range] = []
-    for send in sends:
-        assert isinstance(send.message, WorkAccepted)
-        for seq in send.message.seqs:
-            if seqs and seqs[-1].first + seqs[-1].n == seq.first:
-                seqs[-1] = Range(seqs[-1].first, seqs[-1].n + seq.n)
-            else:
-                seqs.append(seq)
-    return WorkAccepted(seqs)
-
-
-def _join_complete(sends: list[Send]) -> Send:
-    jobs: list[Completed] = []
-    bodies: list[Body] = []
-    seconds = 0.0
-    n_workers = 0
-    host = ""
-    for send in sends:
-        message = send.message
-        assert isinstance(message, JobComplete)
-        jobs += message.jobs
-        bodies += send.bodies
-        seconds += message.seconds
-        n_workers, host = message.n_workers, message.host
-    body = b"".join(bodies)  # type: ignore[arg-type]
-    return Send(sends[0].peer, JobComplete(jobs, seconds, host, n_workers), (body,))

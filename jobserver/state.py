@@ -37,6 +37,7 @@ from jobserver.jobs import (
     ASSIGNED,
     DELAYED,
     READY,
+    Function,
     Job,
     JobEnd,
     LaneInfo,
@@ -297,7 +298,7 @@ class State:
             case wire.CanDo():
                 if len(worker.abilities) + len(message.abilities) > self.limits.abilities:
                     raise wire.Malformed("limit", "too many abilities")
-                self._wake_all(self.crew.can_do(worker, message.abilities), now)
+                self._on_can_do(worker, message, now)
             case wire.CantDo():
                 self._wake_all(self.crew.cant_do(worker, message.functions), now)
             case wire.ResetAbilities():
@@ -314,6 +315,7 @@ class State:
     ) -> None:
         match message:
             case wire.ChildLost():
+                supervisor.ended.append(message.child)
                 worker = supervisor.workers.get(message.child)
                 if worker is not None:
                     self._lose_worker(worker, message, now)
@@ -414,6 +416,10 @@ class State:
         for worker in list(supervisor.workers.values()):
             running = [] if word else list(worker.held)[:1]
             exit = "left" if word else f"silence of its host {supervisor.host}"
+            if not word:
+                # It may live, and would wait here for a noop or a job that never comes.
+                again = "your supervisor was lost, and you with it: say Hello"
+                self._send(worker.peer, wire.Error("hello_first", again))
             self._lose_worker(worker, wire.ChildLost(worker.child, running, 0, 0, exit), now)
         self.roster.forget(supervisor)
         self._forget_adoptable(supervisor)
@@ -474,7 +480,7 @@ class State:
                         progress.append(wire.JobStatus(ticket, *live.progress))
                     handle = live.handle
                 elif self.book.has_room(session, len(argument)):
-                    job = self.book.create(session, queue, message, spec, argument)
+                    job = self.book.create(session, queue, message, spec, argument, now)
                     self._start(job, spec, now)
                     handle = job.handle
                 else:
@@ -698,7 +704,9 @@ class State:
             fair = -(-(queue.n_ready + 1) // len(queue.workers))
             n = min(int(_SHORT / max(seconds, 1e-6)), fair, grab.n, _MAX_ASSIGNED)
             room = min(grab.nbytes, wire.BODY_NBYTES) - first.nbytes
-            while len(jobs) < n and room > 0:
+            # Nothing comes behind a job that may run only once. Its result, not sent yet, would
+            # be lost with the worker if the next one killed that.
+            while len(jobs) < n and room > 0 and jobs[-1].terms.attempts > 1:
                 job = queue.pop(priority, room)
                 if job is None:
                     break
@@ -743,6 +751,32 @@ class State:
             )
         body = wire.join([job.argument for job in jobs])
         self._send(worker.peer, wire.JobAssign(entries), body)
+
+    # --- abilities --------------------------------------------------------------------------
+
+    def _on_can_do(self, worker: Worker, message: wire.CanDo, now: float) -> None:
+        functions = self.crew.functions
+        newly = [
+            ability.function
+            for ability in message.abilities
+            if ability.merge
+            and (ability.function not in functions or not functions[ability.function].merge)
+        ]
+        queues = self.crew.can_do(worker, message.abilities)
+        for name in newly:
+            self._merge_waiting(functions[name], now)
+        self._wake_all(queues, now)
+
+    def _merge_waiting(self, function: Function, now: float) -> None:
+        """Merge what came before it was known that this function may be merged."""
+        for job, first in self.book.to_merge(function):
+            for session, ticket in list(job.listeners):
+                self.book.leave(job, session, ticket)
+                self.book.join(first, session, job.terms, ticket)
+                accepted = wire.Accepted(ticket, 1, first.handle)
+                self._to_session(session, wire.JobsAccepted([accepted], len(function.workers)))
+                self.counters["merged"] += 1
+            self.book.end(job, "merged", None, now)
 
     # --- sleep ------------------------------------------------------------------------------
 

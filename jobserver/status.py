@@ -40,7 +40,7 @@ def show(state: State, what: What, now: float) -> list[Row]:
         case "workers":
             rows = (_row_of_worker(worker, now) for worker in state.crew.workers)
         case "jobs":
-            rows = (_row_of_job(state, job) for job in _jobs(state))
+            rows = (_row_of_job(state, job, now) for job in _jobs(state))
         case _:
             assert_never(what)
     return list(islice(rows, MAX_ROWS))
@@ -86,7 +86,7 @@ def _jobs(state: State) -> Iterator[Job]:
     return chain(running, others)
 
 
-def _row_of_job(state: State, job: Job) -> Row:
+def _row_of_job(state: State, job: Job, now: float) -> Row:
     session = state.book.sessions.get(job.lane.session)
     lane = session.lanes.get(job.lane.lane) if session else None
     return {
@@ -99,6 +99,7 @@ def _row_of_job(state: State, job: Job) -> Row:
         "items": job.n_items,
         "nbytes": job.nbytes,
         "attempt": job.attempt,
+        "age": now - job.since,
         "worker": job.worker.name if job.worker else "",
         "host": job.worker.host if job.worker else "",
         "status": list(job.progress) if job.progress else None,

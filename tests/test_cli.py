@@ -162,10 +162,13 @@ def test_jobs_has_a_row_for_each_job_the_running_ones_first(
     grabbed(peer(sammy, WORKER))
     assert main(["jobs", "--servers", sammy]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [" ".join(line.split()) for line in lines[1:]] == [
+    rows = [line.split() for line in lines[1:]]
+    ages = [float(row.pop(7)) for row in rows]
+    assert [" ".join(row) for row in rows] == [
         "sammy:b00t:1 resize running normal 1 1 1 papag-0 papag 3/10 thumbnails",
         "sammy:b00t:2 resize ready normal 1 1 0 thumbnails",
     ]
+    assert all(0 <= age < PATIENCE for age in ages)
 
 
 def test_cancel_ends_a_job_by_its_handle(

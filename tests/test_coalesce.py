@@ -36,7 +36,7 @@ def test_acknowledgements_to_one_worker_become_one_message() -> None:
         [complete(b"1", 1), Send(b"1", wire.Noop()), complete(b"1", 2)],
         [complete(b"1", 1), complete(b"1", 2, host="sammy")],
         [complete(b"1", 1, body=bytes(MIB)), complete(b"1", 2)],
-        [complete(b"1", 1), Send(b"1", wire.WorkAccepted([wire.Range(1, 1)]))],
+        [complete(b"1", 1, host=""), Send(b"1", wire.WorkAccepted([wire.Range(1, 1)]))],
         [Send(b"1", wire.Noop()), Send(b"1", wire.Noop())],
     ],
 )

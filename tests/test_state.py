@@ -84,6 +84,21 @@ def test_short_jobs_are_assigned_together_but_no_more_than_a_fair_share(net: Net
     assert len(other.take(wire.JobAssign).jobs) == 2
 
 
+def test_nothing_is_assigned_behind_a_job_that_may_run_only_once(net: Net) -> None:
+    client, worker = Client(net), Worker(net, "f")
+    handle = client.submitted()
+    worker.grab()
+    worker.complete(handle, seconds=0.0001)
+    client.result()
+    for attempts in (3, 1, 1, 3):
+        client.submitted(attempts=attempts)
+    batches = []
+    for _ in range(3):
+        worker.say(wire.GrabJobs(n=100))
+        batches.append(len(worker.take(wire.JobAssign).jobs))
+    assert batches == [2, 1, 1]
+
+
 def test_long_jobs_are_assigned_one_by_one(net: Net) -> None:
     client, worker = Client(net), Worker(net, "f")
     handle = client.submitted()
@@ -350,6 +365,21 @@ def test_nothing_merges_unless_the_function_or_the_submit_allows_it(net: Net) ->
     Worker(net, "f")
     assert client.submitted(uniq=b"u") != client.submitted(uniq=b"u")
     assert client.submitted(uniq=b"v", merge=True) == client.submitted(uniq=b"v", merge=True)
+
+
+def test_what_came_before_its_function_was_known_merges_when_a_worker_allows_it(net: Net) -> None:
+    one, two = Client(net), Client(net, 2)
+    handle = one.submitted("report", uniq=b"u")
+    two.submitted("report", uniq=b"u")
+    background = two.submitted("report", uniq=b"u", background=True)
+    worker = Worker(net, "report", merge=True)
+    (accepted,) = two.take(wire.JobsAccepted).jobs
+    assert (accepted.ticket, accepted.handle) == (1, handle)
+    assert worker.grab().handle == handle
+    assert worker.grab().handle == background
+    worker.grab_nothing()
+    worker.complete(handle, b"r")
+    assert [client.result() for client in (one, two)] == [(1, b"r")] * 2
 
 
 def test_an_empty_uniq_never_merges(net: Net) -> None:
@@ -765,6 +795,7 @@ def test_a_silent_supervisor_is_lost_and_the_oldest_job_of_each_child_blamed(net
         net.tick(1)
         other.say(wire.Heartbeat())
     assert [other.grab().attempt for _ in range(2)] == [2, 1]
+    worker.take(wire.Error)
 
 
 def test_a_supervisor_whose_link_is_gone_is_lost_after_a_grace(net: Net) -> None:
@@ -777,6 +808,7 @@ def test_a_supervisor_whose_link_is_gone_is_lost_after_a_grace(net: Net) -> None
     other.grab_nothing()
     net.tick(0.2)
     other.grab()
+    worker.take(wire.Error)
 
 
 def test_a_supervisor_that_comes_back_in_time_loses_nothing(net: Net) -> None:
@@ -1027,3 +1059,30 @@ def test_heartbeats_go_to_clients_and_supervisors_only(net: Net) -> None:
 
 def test_an_idle_server_without_peers_has_no_deadline() -> None:
     assert Net().state.next_deadline() is None
+
+
+def test_a_worker_that_was_lost_with_its_supervisor_is_told_to_come_back(net: Net) -> None:
+    client, supervisor = Client(net), Supervisor(net)
+    worker = Worker(net, "f", child=1)
+    worker.say(wire.GrabJobs(wait=True))
+    supervisor.cut()
+    net.tick(1.1)
+    assert worker.take(wire.Error).code == "hello_first"
+    worker.say(worker.hello)
+    worker.take(wire.Welcome)
+    worker.can_do("f")
+    client.submitted()
+    worker.grab()
+
+
+def test_a_child_that_ended_is_not_taken_in_when_its_hello_comes_late(net: Net) -> None:
+    client, supervisor = Client(net), Supervisor(net)
+    worker, other = Worker(net, "f", child=1), Worker(net, "f", number=2)
+    worker.cut()
+    supervisor.say(wire.ChildLost(1, [], 0, 0, "SIGKILL"))
+    worker.reconnect()
+    assert worker.take(wire.Error).code == "role"
+    worker.say(wire.GrabJobs(wait=True))
+    assert worker.take(wire.Error).code == "hello_first"
+    client.submitted()
+    other.grab()

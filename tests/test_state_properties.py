@@ -120,11 +120,12 @@ class ServerMachine(RuleBasedStateMachine):
         not_before=st.sampled_from([0.0, 0.0, 2.0]),
         attempts=st.integers(1, 3),
         resubmit=st.booleans(),
+        merge=st.booleans(),
     )
     def submit(self, client: Client, function: str, uniq: bytes, **terms: object) -> None:
         if client.id not in self.net.peers:
             return
-        ticket = client.submit(function, uniq=uniq, merge=bool(uniq), **terms)
+        ticket = client.submit(function, uniq=uniq, **terms)
         refused = any(isinstance(m, wire.JobsRefused) for m, _ in client.inbox)
         if not terms["background"] and not refused:
             self.wanted[client.session, ticket] = None

@@ -73,6 +73,7 @@ _COLUMNS: Final[dict[What, dict[str, str]]] = {
         "background": "background",
         "items": "items",
         "attempt": "attempt",
+        "age s": "age",
         "worker": "worker",
         "host": "host",
         "status": "status",
@@ -159,7 +160,7 @@ def _show(servers: Sequence[str], what: What, *, timeout: float, as_json: bool) 
             rows += [{**server, **row} for row in _rows(answer.bodies)]
     if as_json:
         print(json.dumps(rows, indent=1))
-    else:
+    elif any(answer.message for answer in answers):
         columns = _COLUMNS[what]
         if len(servers) > 1:
             columns = {"server": "server", **columns}
