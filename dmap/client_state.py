@@ -70,7 +70,7 @@ from dmap.tickets import (
 from jobserver import protocol as wire
 from jobserver.protocol import Body
 
-SETTLE: Final = 0.25
+SETTLE: Final = 0.5
 """Seconds that a new client waits for the first word of each server before it chooses among them:
 clients that start together must choose alike, or equal jobs do not meet."""
 GRACE: Final = 0.4

@@ -217,8 +217,11 @@ class WorkerState:
 
     def next_deadline(self) -> float | None:
         """Return when ``on_tick`` has something to do, or None."""
-        if len(self._servers) == 1 or not self._is_free():
+        if not self._is_free() or self._unaccepted_nbytes > MAX_UNACCEPTED_NBYTES:
             return None
+        others = (Phase.IDLE, Phase.EMPTY, Phase.WOKEN)
+        if not any(there.phase in others for there in self._servers):
+            return None  # the answer is overdue, perhaps, but holds up nobody
         asked = [there.asked_at for there in self._servers if there.phase is Phase.ASKED]
         return max(asked) + OVERDUE if asked else None
 

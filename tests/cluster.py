@@ -17,7 +17,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
+
+import msgspec
+
+from dmap.cli.ask import ask
+from jobserver.protocol import Show
 
 WITHIN = 20.0  # seconds in which a process must have come up, on any machine
 
@@ -78,6 +83,21 @@ class Cluster:
         worker = Process(argv, environment)
         self.workers.append(worker)
         return worker
+
+    def rows(self, number: int, what: Literal["status", "workers", "jobs"]) -> list[dict[str, Any]]:
+        """Return what one of the servers shows, as ``dmap status`` and its like do."""
+        (answer,) = ask([self.endpoints[number]], lambda welcome: Show(1, what), WITHIN)
+        assert isinstance(answer.bodies[0], bytes)
+        found: list[dict[str, Any]] = msgspec.msgpack.decode(answer.bodies[0])
+        return found
+
+    def wait_asleep(self, n_workers: int) -> None:
+        """Wait until so many worker processes, and no others, sleep at every server."""
+
+        def states() -> list[str]:
+            return [row["state"] for n in range(len(self.names)) for row in self.rows(n, "workers")]
+
+        wait_for(lambda: states() == ["asleep"] * n_workers * len(self.names))
 
     def close(self) -> None:
         for process in (*self.workers, *self.servers):

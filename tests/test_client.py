@@ -245,7 +245,7 @@ def test_a_background_job_is_found_again_by_its_handle(cluster: Cluster, tmp_pat
 
 
 def test_a_handle_that_nobody_knows_says_so(client: Client) -> None:
-    with pytest.raises(DmapError, match="no such job|not to be had"):
+    with pytest.raises(DmapError, match="not to be had"):
         client.attach(client.submit(int).handle.rpartition(":")[0] + ":999999").result()
     with pytest.raises(DmapError, match="nobody"):
         client.attach("nobody:b1:1").result()

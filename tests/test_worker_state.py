@@ -250,6 +250,14 @@ def test_a_server_that_does_not_answer_holds_the_others_up_for_a_bounded_time_on
     assert told(worker.on_tick(OVERDUE)) == [(1, GrabJobs)]
 
 
+def test_an_overdue_server_that_holds_nobody_up_is_no_reason_to_wake() -> None:
+    worker = a_worker(2)
+    connect(worker, 0, 1)
+    worker.on_tick(OVERDUE)
+    assert told(worker.on_message(1, NoJob(), (), OVERDUE)) == [(1, PreSleep)]
+    assert worker.next_deadline() is None
+
+
 def test_what_an_overdue_server_gives_is_taken() -> None:
     worker = a_worker(2)
     connect(worker, 0, 1)
