@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack, overload
@@ -297,7 +297,7 @@ class Jobs:
     @overload
     def imap(
         self, func: Callable[[A], R], a: Iterable[A], /, **options: Unpack[ImapOptions]
-    ) -> Iterator[R]: ...
+    ) -> Generator[R, None, None]: ...
     @overload
     def imap(
         self,
@@ -306,7 +306,7 @@ class Jobs:
         b: Iterable[B],
         /,
         **options: Unpack[ImapOptions],
-    ) -> Iterator[R]: ...
+    ) -> Generator[R, None, None]: ...
     @overload
     def imap(
         self,
@@ -316,7 +316,7 @@ class Jobs:
         c: Iterable[C],
         /,
         **options: Unpack[ImapOptions],
-    ) -> Iterator[R]: ...
+    ) -> Generator[R, None, None]: ...
     @overload
     def imap(
         self,
@@ -327,7 +327,7 @@ class Jobs:
         d: Iterable[D],
         /,
         **options: Unpack[ImapOptions],
-    ) -> Iterator[R]: ...
+    ) -> Generator[R, None, None]: ...
     @overload
     def imap(
         self,
@@ -340,14 +340,14 @@ class Jobs:
         /,
         *more: Iterable[Any],
         **options: Unpack[ImapOptions],
-    ) -> Iterator[R]: ...
+    ) -> Generator[R, None, None]: ...
     def imap(
         self,
         func: Callable[..., Any],
         /,
         *iterables: Iterable[Any],
         **options: Unpack[ImapOptions],
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Call a function on every item, lazily; see the function `imap`."""
         settings = self._settings(options)
         closures.check_callable(func)
@@ -377,7 +377,9 @@ class Jobs:
         finally:
             run.close()
 
-    def _iterate(self, func: Callable[..., Any], items: Items, settings: Settings) -> Iterator[Any]:
+    def _iterate(
+        self, func: Callable[..., Any], items: Items, settings: Settings
+    ) -> Generator[Any, None, None]:
         if items.is_empty():
             return
         run = self._start_map(func, items, settings, keep=False)
@@ -728,11 +730,11 @@ def dmap(
 @overload
 def imap(
     func: Callable[[A], R], a: Iterable[A], /, **options: Unpack[ImapOptions]
-) -> Iterator[R]: ...
+) -> Generator[R, None, None]: ...
 @overload
 def imap(
     func: Callable[[A, B], R], a: Iterable[A], b: Iterable[B], /, **options: Unpack[ImapOptions]
-) -> Iterator[R]: ...
+) -> Generator[R, None, None]: ...
 @overload
 def imap(
     func: Callable[[A, B, C], R],
@@ -741,7 +743,7 @@ def imap(
     c: Iterable[C],
     /,
     **options: Unpack[ImapOptions],
-) -> Iterator[R]: ...
+) -> Generator[R, None, None]: ...
 @overload
 def imap(
     func: Callable[[A, B, C, D], R],
@@ -751,7 +753,7 @@ def imap(
     d: Iterable[D],
     /,
     **options: Unpack[ImapOptions],
-) -> Iterator[R]: ...
+) -> Generator[R, None, None]: ...
 @overload
 def imap(
     func: Callable[..., R],
@@ -763,10 +765,10 @@ def imap(
     /,
     *more: Iterable[Any],
     **options: Unpack[ImapOptions],
-) -> Iterator[R]: ...
+) -> Generator[R, None, None]: ...
 def imap(
     func: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[ImapOptions]
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield what a function returns for every item, while further ones are under way.
 
     Lazy at both ends: items are read, and jobs sent, as values are taken; both may be endless.

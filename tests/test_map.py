@@ -508,7 +508,7 @@ def test_tuples_are_not_unpacked_but_by_starmap(client: Client) -> None:
 def test_endless_input_ends_with_its_iterator(client: Client) -> None:
     values = client.imap(lambda x: x * x, itertools.count())
     assert list(itertools.islice(values, 1000)) == [x * x for x in range(1000)]
-    values.close()  # type: ignore[attr-defined]
+    values.close()
 
 
 @pytest.mark.slow
