@@ -40,6 +40,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import zmq
@@ -50,6 +51,7 @@ from dmap.errors import DmapError, DmapWarning
 from dmap.link import Connected, Disconnected, Received, ServerLink
 from dmap.tickets import Answered, Complaint, Event, NoWorkers, Question, Ticket
 from jobserver import protocol as wire
+from jobserver.pieces import Returned
 
 if TYPE_CHECKING:
     from zmq.sugar.socket import Socket
@@ -403,7 +405,9 @@ class Connection:
                 backlog.popleft()
         return came
 
-    def _on_event(self, index: int, event: Connected | Disconnected | Received, now: float) -> None:
+    def _on_event(
+        self, index: int, event: Connected | Disconnected | Received | Returned, now: float
+    ) -> None:
         state = self._state
         match event:
             case Received(message, bodies):
@@ -421,6 +425,8 @@ class Connection:
             case Disconnected():
                 self._backlog[index].clear()
                 found = state.on_disconnected(index, now)
+            case Returned(message, text):
+                found = state.on_declined(index, message, text, now)
         self._events.extend(found)
 
     def _block(self, seconds: float) -> None:
@@ -469,7 +475,8 @@ class Connection:
         if now - self._warned.get(needs, -math.inf) < WARN_AGAIN:
             return
         self._warned[needs] = now
-        warnings.warn(describe_no_workers(event, self.servers), DmapWarning, stacklevel=2)
+        text = describe_no_workers(event, self.servers)
+        warnings.warn(text, DmapWarning, stacklevel=_level_of_caller())
 
     # --- the background thread ----------------------------------------------------------------
 
@@ -551,6 +558,16 @@ def python_version() -> str:
     return ".".join(platform.python_version_tuple()[:2])
 
 
+def _level_of_caller() -> int:
+    """Return the ``stacklevel`` at which a warning names the line that called into dmap."""
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__package__") == __package__:
+        level += 1
+        frame = frame.f_back
+    return level if frame is not None else 1
+
+
 def describe_no_workers(event: NoWorkers, servers: Sequence[str]) -> str:
     """Say that nobody can do certain jobs, who there is, and what to do about it."""
     terms = event.terms
@@ -565,11 +582,11 @@ def describe_no_workers(event: NoWorkers, servers: Sequence[str]) -> str:
             todo += " --import the_module_that_registers_it"
     else:
         there = (
-            f"no worker at {where} runs {what}{python}{labels}; {event.n_others} run it, under "
+            f"no worker at {where} runs {what}{python}{labels}; those that do run it have "
             f"Python {', '.join(event.pythons) or '?'}"
         )
         if event.labels:
-            there += f" and with the labels {', '.join(event.labels)}"
+            there += f" and the labels {', '.join(event.labels)}"
         todo = "start one that fits, or ask for less"
     return f"{there}: the jobs wait; {todo}"
 

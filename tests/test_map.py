@@ -575,10 +575,11 @@ def test_the_time_of_a_whole_map_is_bounded(client: Client) -> None:
 def test_nobody_to_run_it_is_a_warning_first_and_then_an_error(cluster: Cluster) -> None:
     with (
         Client(cluster.endpoints) as own,
-        pytest.warns(DmapWarning, match="gpu"),
+        pytest.warns(DmapWarning, match="gpu") as warned,
         pytest.raises(NoWorker, match="gpu"),
     ):
         own.dmap(double, range(3), labels=["gpu"], timeout=4.0)
+    assert [warning.filename for warning in warned] == [__file__]
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ REVEALED = {
     "dmap(pow, [1], [2])": "list[Any]",
     "dmap(lambda a, b: a / b, [1], [2.0])": "list[float]",
     "dmap(lambda a, b, c, d, e: 'x', [1], [2], [3], [4], [5])": "list[str]",
-    "imap(str, [1], ordered=False)": "Iterator[str]",
+    "imap(str, [1], ordered=False)": "Generator[str, None, None]",
     "starmap(divmod, [(7, 3)])": "list[",
     'submit(len, "a")': "Job[int]",
     'Client("sammy").dmap(len, ["a"])': "list[int]",
