@@ -274,6 +274,28 @@ class ClientState:
             self._greet(server, now)
         return self._take_events()
 
+    def on_declined(self, index: int, message: wire.Message, text: str, now: float) -> list[Event]:
+        """Note that a server does not take a message of ours, which is larger than it allows."""
+        server = self.servers[index]
+        server.heard_at = now
+        why = f"{server.name}: {text}"
+        match message:
+            case wire.SubmitJobs():
+                numbers = [spec.ticket for spec in message.jobs]
+                server.cancels.difference_update(numbers)
+                server.cancelling.difference_update(numbers)
+                found = [self.tickets[number] for number in numbers if number in self.tickets]
+                sent = [one for one in found if one.server is server and one.stage == SENT]
+                self._refuse(sent, server, "too_large", why)
+            case wire.PutBlob(blob):
+                server.putting.discard(blob)
+                there = [one for one in self._needing(server, blob) if one.stage < ACCEPTED]
+                self._refuse(there, server, "blobs", why)
+            case _:
+                complaint = f"it declined {type(message).__name__}: {text}"
+                self._events.append(Complaint(server.address, complaint))
+        return self._take_events()
+
     def on_tick(self, now: float) -> list[Event]:
         """Do what is due.
 
@@ -772,11 +794,7 @@ class ClientState:
                 server.blobs.clear()
             server.blobs.add(blob)
             return
-        there = [
-            ticket
-            for ticket in self.tickets.values()
-            if ticket.server is server and any(one.id == blob for one in ticket.terms.blobs)
-        ]
+        there = self._needing(server, blob)
         over: list[Ticket] = []
         for terms in {ticket.terms for ticket in there}:
             terms.no_room_since = terms.no_room_since or now
@@ -785,6 +803,14 @@ class ClientState:
                 over += [ticket for ticket in there if ticket.terms is terms]
         self._refuse(over, server, "blobs", f"{server.name}: {text}")
         self._requeue(server, [t for t in there if SENT <= t.stage <= ACCEPTED])
+
+    def _needing(self, server: Server, blob: bytes) -> list[Ticket]:
+        """Return the tickets at a server that need a blob. O(live tickets)."""
+        return [
+            ticket
+            for ticket in self.tickets.values()
+            if ticket.server is server and any(one.id == blob for one in ticket.terms.blobs)
+        ]
 
     def _on_answer(
         self, message: wire.StatusIs | wire.WorkersAre | wire.Shown, bodies: Sequence[Body]
@@ -823,6 +849,8 @@ class ClientState:
             at = ticket.server
             if ticket.terms is terms and at is not None and at in terms.avoid:
                 if ticket.stage != WAITING:
+                    if terms.once:
+                        continue  # for the same reason it has to stay
                     at.cancels.add(ticket.number)
                     self._uncount(ticket, at)
                     # Nobody there could run it, but a worker may have come and gone.

@@ -15,6 +15,7 @@ bodies, and an outbox for what the socket does not take yet. It never blocks::
                     link.send(hello)
                 case Disconnected(): ...    # libzmq connects again by itself, in growing pauses
                 case Received(message, bodies): ...
+                case Returned(message, text): ...       # the server does not take what we sent
 
 What holds:
 
@@ -40,12 +41,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 import zmq
 
-from jobserver.pieces import TRANSFERS, Frames, Link
+from jobserver.pieces import TRANSFERS, Frames, Link, Returned
 from jobserver.protocol import (
     DEFAULT_PORT,
     MAX_FRAME_NBYTES,
     MAX_FRAMES,
     Body,
+    Hello,
     Malformed,
     Message,
     decode_to_peer,
@@ -86,7 +88,7 @@ class Received(NamedTuple):
     bodies: tuple[Body, ...]
 
 
-Event: TypeAlias = Connected | Disconnected | Received
+Event: TypeAlias = Connected | Disconnected | Received | Returned
 
 CONNECTED: Final = Connected()
 DISCONNECTED: Final = Disconnected()
@@ -221,6 +223,8 @@ class ServerLink:
         self._watch()
         if not self.connected or self._seen or self._full:
             return False
+        if type(message) is Hello:
+            self._transfers.forget()  # as the server does; what was not acknowledged goes again
         self._post(self._transfers.outgoing(message, bodies))
         return True
 
@@ -285,7 +289,7 @@ class ServerLink:
                 self._up = True
                 self._seen.append(CONNECTED)
 
-    def _read(self, max_messages: int | None) -> Iterator[Received]:
+    def _read(self, max_messages: int | None) -> Iterator[Received | Returned]:
         """Yield what lies in the socket, all of it (None) or some of it."""
         n_read = 0
         while max_messages is None or n_read < max_messages:
@@ -301,7 +305,7 @@ class ServerLink:
         if n_read:
             self.heard_at = time.monotonic()
 
-    def _open(self, frames: list[bytes]) -> list[Received]:
+    def _open(self, frames: list[bytes]) -> list[Received | Returned]:
         if len(frames) > MAX_FRAMES:
             raise Malformed("bad_frame", f"{len(frames)} frames")
         message = decode_to_peer(frames[0])
@@ -311,7 +315,7 @@ class ServerLink:
         whole, answers = self._transfers.incoming(message, bodies)
         if self._up:
             self._post(answers)
-        return [Received(*one) for one in whole]
+        return [*(Received(*one) for one in whole), *self._transfers.take_returned()]
 
     def _post(self, messages: list[Frames]) -> None:
         for frames in messages:

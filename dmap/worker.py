@@ -53,6 +53,7 @@ from dmap.page import (
     read_settings,
 )
 from dmap.worker_state import Held, Send, WorkerState
+from jobserver.pieces import Returned
 from jobserver.protocol import (
     MAJOR,
     MINOR,
@@ -274,6 +275,10 @@ class Worker:
                 elif isinstance(message, WorkAccepted) and state.all_accepted:
                     self._page.reported()
                 self._send(sends)
+            case Returned(message, text):
+                kind = type(message).__name__
+                logger.warning("%s declined %s: %s", self._links[server].endpoint, kind, text)
+                self._send(state.on_declined(server, message, text, now))
 
     def _send(self, sends: Sequence[Send]) -> None:
         for server, message, bodies in sends:

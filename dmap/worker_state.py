@@ -17,7 +17,8 @@ server's backlog starves another's::
 * A server that does not answer a grab holds up the others for ``OVERDUE`` seconds only. What it
   gives later is taken all the same.
 * What ends a job is numbered per server, kept until the server has accepted it, and said again
-  after a new Welcome: by handle, or to a server that restarted by origin.
+  after a new Welcome: by handle, or to a server that restarted by origin. One that its server
+  declines, since it is too large, is replaced by a ``WorkFail``.
 """
 
 from __future__ import annotations
@@ -211,6 +212,21 @@ class WorkerState:
                 pass
         return self._seek_if_free(now)
 
+    def on_declined(self, server: int, message: Message, text: str, now: float) -> list[Send]:
+        """Fail the jobs whose end is larger than their server takes; drop whatever else is."""
+        there = self._servers[server]
+        sends: list[Send] = []
+        if isinstance(message, WorkComplete | WorkException) and message.seq in there.unaccepted:
+            report = self._accepted(there, message.seq)
+            what = "result"
+            if isinstance(message, WorkException):
+                what = f"exception ({message.type_name})"
+            why = f"its {what} is too large for {there.name}: {text}"
+            for job in report.jobs:
+                fail = WorkFail(0, job.handle, "failed", why)
+                sends += self._report(server, report.boot, fail, (), (job,))
+        return sends + self._seek_if_free(now)
+
     def on_tick(self, now: float) -> list[Send]:
         """Ask another server if one's answer is overdue."""
         return self._seek_if_free(now)
@@ -269,9 +285,11 @@ class WorkerState:
                 there.phase = Phase.IDLE
         return sends
 
-    def _accepted(self, there: _Server, seq: int) -> None:
+    def _accepted(self, there: _Server, seq: int) -> _Unaccepted:
+        """Keep a report no longer."""
         report = there.unaccepted.pop(seq)
         self._unaccepted_nbytes -= sum(map(nbytes_of, report.bodies))
+        return report
 
     # --- asking for work ----------------------------------------------------------------------
 
@@ -376,14 +394,14 @@ class WorkerState:
         sends = self.flush()
         held = self.running.pop()
         report = WorkException(0, held.job.handle, type_name, message, traceback, n_items, seconds)
-        return sends + self._report(held, report, bodies, (held.job,))
+        return sends + self._report(held.server, held.boot, report, bodies, (held.job,))
 
     def fail(self, text: str) -> list[Send]:
         """End the innermost job without a result, saying why in ``text``."""
         sends = self.flush()
         held = self.running.pop()
         report = WorkFail(0, held.job.handle, "failed", text)
-        return sends + self._report(held, report, (), (held.job,))
+        return sends + self._report(held.server, held.boot, report, (), (held.job,))
 
     def abandon(self) -> None:
         """End the innermost job without a word: its supervisor has said or will say what is due."""
@@ -464,21 +482,27 @@ class WorkerState:
         report = WorkComplete(0, done, sum(ended.seconds for ended in batch))
         body = join([ended.result for ended in batch])
         jobs = tuple(ended.held.job for ended in batch)
-        return self._report(batch[0].held, report, (body,), jobs)
+        held = batch[0].held
+        return self._report(held.server, held.boot, report, (body,), jobs)
 
     def _report(
-        self, held: Held, report: Report, bodies: tuple[Body, ...], jobs: tuple[Assigned, ...]
+        self,
+        server: int,
+        boot: str,
+        report: Report,
+        bodies: tuple[Body, ...],
+        jobs: tuple[Assigned, ...],
     ) -> list[Send]:
-        """Number a report, keep it, and say it if its server is there."""
-        there = self._servers[held.server]
+        """Number a report on jobs of that boot, keep it, and say it if its server is there."""
+        there = self._servers[server]
         there.last_seq += 1
         report.seq = there.last_seq
-        unaccepted = _Unaccepted(report, bodies, held.boot, jobs)
+        unaccepted = _Unaccepted(report, bodies, boot, jobs)
         there.unaccepted[report.seq] = unaccepted
         self._unaccepted_nbytes += sum(map(nbytes_of, bodies))
         if there.phase is Phase.AWAY:
             return []
-        return [Send(held.server, _addressed(unaccepted, there.boot), bodies)]
+        return [Send(server, _addressed(unaccepted, there.boot), bodies)]
 
     # --- invariants ---------------------------------------------------------------------------
 

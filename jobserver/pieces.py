@@ -23,6 +23,8 @@ behind their last piece; meanwhile smaller messages overtake it::
   behind more, and the receiver's socket never holds more.
 * Every piece but a transfer's last has at least ``MIN_PIECE_NBYTES``, so that their number costs
   the receiver nothing beside their bytes.
+* An offer of more than the receiver ever takes is answered by ``Declined``. That ends the whole
+  message, and its sender's layer above is told so.
 * Nothing here outlives the connection. At its end, and when a peer says Hello (again), both ends
   forget all transfers: the layers above repeat what was not acknowledged.
 """
@@ -31,13 +33,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from .protocol import (
     BODY_NBYTES,
     PIECE_NBYTES,
     Body,
     Buffer,
+    Declined,
     Grant,
     Malformed,
     Message,
@@ -54,11 +57,21 @@ MIN_PIECE_NBYTES: Final = BODY_NBYTES
 MAX_OFFERED: Final = 8
 """Large messages that a sender has offered at a time; the others wait for their turn with it."""
 
-TRANSFERS: Final[frozenset[type[Message]]] = frozenset((Offer, Grant, Piece, Pieced))
+MAX_TEXT: Final = 1000
+"""Characters that are kept of what the other end says: owners put it into texts of theirs."""
+
+TRANSFERS: Final[frozenset[type[Message]]] = frozenset((Offer, Grant, Piece, Pieced, Declined))
 """The messages that are the Link's own: no other layer sends or sees them."""
 
 Frames: TypeAlias = list[Buffer]
 """One message for a socket, without the routing id."""
+
+
+class Returned(NamedTuple):
+    """The other end declined this message of ours, and said why."""
+
+    message: Message
+    text: str
 
 
 class Budget:
@@ -103,7 +116,7 @@ class Link:
     itself while no large body is under way.
 
     Args:
-        max_incoming_nbytes: a larger body is refused when it is offered.
+        max_incoming_nbytes: a larger body is declined when it is offered.
         decode: reads the header of a message that comes in pieces.
         budget: what this link shares with others; without one, only its window bounds it.
         peer: the routing id of the other end, for an owner of many links.
@@ -126,11 +139,15 @@ class Link:
         self._n_offered = 0
         self._sources: dict[int, _Source] = {}  # transfer -> the body that we send
         self._sinks: dict[int, _Sink] = {}  # transfer -> the body that we receive
+        # Of transfers. While their sender does not know it, it may offer and send the other body
+        # of the same message: at most those of what it offers in two rounds.
+        self._declined: deque[int] = deque(maxlen=2 * MAX_OFFERED)
+        self._returned: list[Returned] = []
 
     @property
     def idle(self) -> bool:
         """Is nothing under way in either direction?"""
-        return not (self._sources or self._sinks or self._unoffered)
+        return not (self._sources or self._sinks or self._unoffered or self._declined)
 
     def outgoing(self, message: Message, bodies: tuple[Body, ...] = ()) -> list[Frames]:
         """Return what to send now for this message: itself, or offers of its large bodies.
@@ -145,7 +162,7 @@ class Link:
         numbers = [
             2 * self._n_large + place if is_large else 0 for place, is_large in enumerate(large)
         ]
-        self._unoffered.append(_Large(header, numbers, bodies))
+        self._unoffered.append(_Large(message, header, numbers, bodies))
         return self._offer()
 
     def incoming(
@@ -167,8 +184,15 @@ class Link:
                 return [], self._on_piece(message, bodies)
             case Pieced():
                 return [self._on_pieced(message, bodies)], self.grant()
+            case Declined():
+                return [], self._on_declined(message)
             case _:
                 return [(message, bodies)], []
+
+    def take_returned(self) -> list[Returned]:
+        """Return what of ours the other end has declined since the last call."""
+        returned, self._returned = self._returned, []
+        return returned
 
     def grant(self) -> list[Frames]:
         """Return grants for as much as there is room for.
@@ -194,6 +218,7 @@ class Link:
         self._sources.clear()
         self._unoffered.clear()
         self._n_offered = 0
+        self._declined.clear()
 
     # What we send.
 
@@ -224,14 +249,28 @@ class Link:
                 frames += self._offer()
         return frames
 
+    def _on_declined(self, declined: Declined) -> list[Frames]:
+        source = self._sources.get(declined.transfer)
+        if source is None:
+            raise Malformed("bad_frame", f"no transfer {declined.transfer} is under way")
+        for number in source.large.numbers:
+            self._sources.pop(number, None)
+        self._n_offered -= 1
+        self._returned.append(Returned(source.large.message, declined.text[:MAX_TEXT]))
+        return self._offer()
+
     # What we receive.
 
     def _on_offer(self, offer: Offer) -> list[Frames]:
         if not offer.transfer or not offer.nbytes or offer.transfer in self._sinks:
             raise Malformed("bad_frame", f"not a new transfer: {offer.transfer}")
+        if offer.transfer ^ 1 in self._declined:
+            return []
         if offer.nbytes > self._max_incoming_nbytes:
-            limit = self._max_incoming_nbytes
-            raise Malformed("limit", f"a body of {offer.nbytes} bytes; at most {limit} are taken")
+            self._declined.append(offer.transfer)
+            self._drop(offer.transfer ^ 1)
+            text = f"a body of {offer.nbytes} bytes; at most {self._max_incoming_nbytes} are taken"
+            return [[encode(Declined(offer.transfer, text))], *self.grant()]
         if len(self._sinks) >= 2 * MAX_OFFERED:
             raise Malformed("limit", f"more than {2 * MAX_OFFERED} transfers at a time")
         self._sinks[offer.transfer] = _Sink(offer.nbytes)
@@ -240,6 +279,8 @@ class Link:
     def _on_piece(self, piece: Piece, bodies: tuple[Body, ...]) -> list[Frames]:
         sink = self._sinks.get(piece.transfer)
         if sink is None:
+            if piece.transfer ^ 1 in self._declined:
+                return []
             raise Malformed("bad_frame", f"a piece of an unknown transfer: {piece.transfer}")
         try:
             sink.add(bodies)
@@ -288,7 +329,10 @@ class Link:
 class _Large:
     """A message that goes in pieces, with its bodies; ``numbers`` has 0 for those that do not."""
 
-    def __init__(self, header: bytes, numbers: list[int], bodies: tuple[Body, ...]) -> None:
+    def __init__(
+        self, message: Message, header: bytes, numbers: list[int], bodies: tuple[Body, ...]
+    ) -> None:
+        self.message = message
         self.numbers = numbers
         self.bodies = bodies
         self.n_unsent = sum(number > 0 for number in numbers)

@@ -19,6 +19,7 @@ exceed ``BODY_NBYTES`` holds one entry only, and its body goes ahead in pieces::
                              <--  Grant(transfer, upto)          as often as there is room
     Piece(transfer) + bytes  -->                                 each at most PIECE_NBYTES
     Pieced(header, [transfer]) ->                                the message itself
+                             <--  Declined(transfer, text)       or else: it is not taken
 
 so that three gigabytes neither cut the link (``MAX_FRAME_NBYTES``) nor silence its heartbeats.
 
@@ -205,6 +206,13 @@ class Pieced(Message, tag=True):
 
     header: bytes
     transfers: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=2)]
+
+
+class Declined(Message, tag=True):
+    """any <> server: I do not take this transfer, nor the message that it is for, and why."""
+
+    transfer: Count
+    text: Text
 
 
 # --- client > server --------------------------------------------------------------------------
@@ -717,7 +725,7 @@ FromWorker: TypeAlias = (
     | WorkWarning
 )
 FromSupervisor: TypeAlias = GiveBack | WorkFail | WorkData | WorkWarning | ChildLost
-Transfer: TypeAlias = Offer | Grant | Piece | Pieced
+Transfer: TypeAlias = Offer | Grant | Piece | Pieced | Declined
 ToServer: TypeAlias = FromClient | FromWorker | ChildLost | Hello | Heartbeat | Goodbye | Transfer
 
 ToClient: TypeAlias = (

@@ -17,7 +17,8 @@
   it is gone, and the last that it will read is an ``Error`` that asks for a new Hello.
 * A routing id is a connection. libzmq tells that one is gone only when something is sent to it.
   The state's heartbeats see to that; links with transfers under way are probed here.
-* Bodies in pieces (``pieces``) are put together and cut here; the state sees whole messages.
+* Bodies in pieces (``pieces``) are put together and cut here; the state sees whole messages. What
+  a peer declines is replaced by something small, so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -36,18 +37,25 @@ import zmq
 from jobserver import keys
 from jobserver.coalesce import coalesce
 from jobserver.jobs import Send
-from jobserver.pieces import TRANSFERS, Budget, Frames, Link
+from jobserver.pieces import TRANSFERS, Budget, Frames, Link, Returned
 from jobserver.protocol import (
     BODY_NBYTES,
     MAX_FRAME_NBYTES,
     MAX_FRAMES,
+    Blob,
     Body,
     Error,
     Heartbeat,
     Hello,
+    JobAssign,
+    JobComplete,
+    JobException,
+    JobFail,
     Malformed,
     Message,
+    NoJob,
     Piece,
+    WorkFail,
     decode_to_server,
     encode,
 )
@@ -137,7 +145,7 @@ class Server:
 
     Args:
         state: thinks.
-        max_nbytes: a larger body is refused when a peer offers it. A quarter of this is what the
+        max_nbytes: a larger body is declined when a peer offers it. A quarter of this is what the
             transfers that are under way may hold together, unless it is a single one.
         lifeline: a file descriptor; the server stops at once when its other end is closed.
 
@@ -333,9 +341,38 @@ class Server:
             raise
         for inner, inner_bodies in whole:
             sends += self._state.on_message(peer, inner, inner_bodies, now)
+        for returned in link.take_returned():
+            sends += self._on_returned(peer, returned, now)
         self._post(link, answers, now)
         self._grant_waiting(now)
         return sends
+
+    def _on_returned(self, peer: bytes, returned: Returned, now: float) -> list[Send]:
+        """Fail what a peer declined, since it would decline it again."""
+        message, text = returned
+        self._peer_log.warn(now, peer, "declined %s: %s", type(message).__name__, text)
+        match message:
+            case JobComplete():
+                # The state forgets the result when its client says that it has this end instead.
+                text = f"its client did not take the result: {text}"
+                return [
+                    Send(peer, JobFail(job.ticket, "failed", text, host=message.host))
+                    for job in message.jobs
+                ]
+            case JobException():
+                text = f"its client did not take the exception: {text}"
+                return [Send(peer, JobFail(message.ticket, "failed", text, host=message.host))]
+            case JobAssign():
+                text = f"the worker did not take the argument: {text}"
+                sends: list[Send] = []
+                for job in message.jobs:
+                    fail = WorkFail(0, job.handle, "failed", text)
+                    sends += self._state.on_message(peer, fail, (), now)
+                return [*sends, Send(peer, NoJob())]  # which answers its grab
+            case Blob(blob):
+                return [Send(peer, Blob(blob, False))]
+            case _:
+                return []  # a word about a running job, or an answer for people
 
     # --- out --------------------------------------------------------------------------------
 

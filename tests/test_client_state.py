@@ -8,6 +8,7 @@ from collections import Counter, deque
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from fake_net import Net, Peer, Worker
 from hypothesis import settings
 from hypothesis.stateful import (
@@ -23,6 +24,7 @@ from dmap.client_state import ClientState, rank
 from dmap.tickets import (
     Attached,
     Blob,
+    Complaint,
     Completed,
     Event,
     Failed,
@@ -132,6 +134,14 @@ class Line:
             )
             moved += 1
         return moved
+
+    def decline(self, *kinds: type[Message]) -> bool:
+        """Let the client know that the next it says is too large, if it is of such a kind."""
+        if not self.up or not isinstance(self.up[0][0], kinds):
+            return False
+        message, _ = self.up.popleft()
+        self.world.hear(self.world.state.on_declined(self.index, message, "no", self.world.now))
+        return True
 
     def work(self, how: str = "complete") -> bool:
         """Let each worker do what it can get; return whether there was any."""
@@ -319,6 +329,53 @@ def test_nothing_goes_beyond_the_credit() -> None:
     assert all(len(owner.ends) == 1 for owner in world.owners.values())
 
 
+def test_what_is_beyond_the_credit_is_not_said() -> None:
+    world = World(limits=Limits(session_jobs=3)).connect()
+    terms = Terms("f")
+    for _ in range(5):
+        world.submit(terms)
+    world.move()
+    submits = [m for _, m in world.said if isinstance(m, wire.SubmitJobs)]
+    assert [len(submit.jobs) for submit in submits] == [3]
+
+
+def test_what_a_busy_server_refused_goes_first_when_it_has_room() -> None:
+    world = World(limits=Limits(max_jobs=1)).connect()
+    terms = Terms("f")
+    for _ in range(4):
+        world.submit(terms)
+    world.finish()
+    assert list(world.runs) == [1, 2, 3, 4]
+
+
+def test_a_blob_on_its_way_is_not_put_again() -> None:
+    world = World().connect()
+    terms = Terms("f", blobs=(blob(b"closure"),))
+    for _ in range(3):
+        world.submit(terms)
+        world.flush()
+    assert sum(isinstance(m, wire.PutBlob) for _, m in world.said) == 1
+
+
+def test_the_jobs_of_a_broken_link_stay_for_a_while() -> None:
+    world = World(2).connect()
+    world.submit(Terms("f"))
+    world.move()
+    (at,) = {ticket.server for ticket in world.state.tickets.values()}
+    assert at is not None
+    world.lines[at.index].cut()
+    world.pass_time(client_state.GRACE / 2)
+    world.move()
+    assert {ticket.server for ticket in world.state.tickets.values()} == {at}
+
+
+def test_a_job_is_submitted_under_its_functions_name() -> None:
+    world = World().connect()
+    world.submit(Terms("f"))
+    world.move()
+    assert [job.name for job in world.lines[0].jobs.values()] == ["f"]
+
+
 def test_a_job_larger_than_the_whole_credit_goes_alone() -> None:
     world = World(limits=Limits(session_nbytes=10)).connect()
     terms = Terms("f")
@@ -383,6 +440,74 @@ def test_a_blob_that_never_fits_ends_its_jobs() -> None:
         world.pass_time(0.5)
         world.move()
     assert owner.end(Refused).trouble == "blobs"
+
+
+def test_the_job_of_a_submit_that_is_declined_is_refused() -> None:
+    world = World().connect()
+    large, other = world.submit(Terms("f"), b"xx"), world.submit(Terms("g"))
+    world.flush()
+    assert world.lines[0].decline(wire.SubmitJobs)
+    refused = large.end(Refused)
+    assert refused.trouble == "too_large"
+    assert refused.text == "sammy: no"
+    world.finish()
+    assert other.end(Completed)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_cancelled_job_whose_submit_is_declined_leaves_nothing_behind(told: bool) -> None:
+    world = World().connect()
+    owner = world.submit(Terms("f"), b"xx")
+    world.flush()
+    world.state.cancel([1])
+    if told:
+        world.flush()
+    world.lines[0].decline(wire.SubmitJobs)
+    assert not owner.ends
+    server = world.state.servers[0]
+    assert not server.cancels
+    assert not server.cancelling
+
+
+def test_what_a_server_has_accepted_is_not_ended_by_what_it_declines() -> None:
+    world = World().connect()
+    closure = blob(b"closure")
+    owner = world.submit(Terms("f", blobs=(closure,)))
+    world.move()
+    submit = wire.SubmitJobs("f", [wire.JobSpec(1, 1)])
+    for message in (submit, wire.PutBlob(closure.id)):
+        world.hear(world.state.on_declined(0, message, "no", world.now))
+    world.finish()
+    assert owner.end(Completed)
+
+
+def test_the_jobs_of_a_blob_that_is_declined_end() -> None:
+    world = World().connect()
+    large = blob(bytes(2 * wire.BODY_NBYTES))
+    owners = [world.submit(Terms("f", blobs=(large,))) for _ in range(2)]
+    other = world.submit(Terms("f"))
+    world.flush()
+    assert world.lines[0].decline(wire.PutBlob)
+    assert [owner.end(Refused).trouble for owner in owners] == ["blobs", "blobs"]
+    world.finish()
+    assert other.end(Completed)
+
+
+def test_a_blob_that_was_declined_is_offered_again_to_later_jobs() -> None:
+    world = World().connect()
+    terms = Terms("f", blobs=(blob(bytes(2 * wire.BODY_NBYTES)),))
+    world.submit(terms)
+    world.flush()
+    world.lines[0].decline(wire.PutBlob)
+    later = world.submit(terms)
+    world.finish()
+    assert later.end(Completed)
+
+
+def test_anything_else_that_is_declined_is_complained_about() -> None:
+    world = World().connect()
+    world.hear(world.state.on_declined(0, wire.OpenLane(1), "no", world.now))
+    assert world.notes == [Complaint("sammy", "it declined OpenLane: no")]
 
 
 def test_a_link_that_comes_back_in_time_costs_no_run() -> None:
@@ -894,6 +1019,7 @@ class Client(RuleBasedStateMachine):
         )
         self.world = World(n, limits=limits)
         self.cancelled: set[int] = set()
+        self.declined: set[int] = set()
         world = self.world
         world.state.open_lane(wire.OpenLane(1))
         self.terms = [
@@ -933,6 +1059,13 @@ class Client(RuleBasedStateMachine):
     @rule(n=servers, k=st.integers(1, 3))
     def pull(self, n: int, k: int) -> None:
         self.line(n).pull(k)
+
+    @rule(n=servers)
+    def decline(self, n: int) -> None:
+        if self.line(n).decline(wire.SubmitJobs, wire.PutBlob):
+            for number, owner in self.world.owners.items():
+                if any(isinstance(end, Refused) for end in owner.ends):
+                    self.declined.add(number)
 
     @rule()
     def move(self) -> None:
@@ -988,7 +1121,7 @@ class Client(RuleBasedStateMachine):
                 assert not owner.ends
             else:
                 assert len(owner.ends) == 1
-                assert not isinstance(owner.ends[0], Refused)
+                assert not isinstance(owner.ends[0], Refused) or number in self.declined
         for server in world.state.servers:
             assert not server.n_out
             assert not server.nbytes_out

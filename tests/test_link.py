@@ -10,7 +10,17 @@ import zmq
 from fake_server import WITHIN, FakeServer
 
 from dmap.link import Connected, Disconnected, Event, Received, ServerLink, endpoint, endpoints
-from jobserver.protocol import Blob, Goodbye, Heartbeat, Hello, NoJob, PutBlob, Welcome
+from jobserver.pieces import Link, Returned
+from jobserver.protocol import (
+    Blob,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    NoJob,
+    PutBlob,
+    Welcome,
+    decode_to_server,
+)
 
 HELLO = Hello(1, 0, "client", b"s" * 16)
 
@@ -90,6 +100,17 @@ def test_a_body_of_twenty_megabytes_goes_and_comes_in_pieces(
     assert link.idle
 
 
+def test_what_the_server_declines_is_told(link: ServerLink, server: FakeServer) -> None:
+    peer = connect(link, server)
+    server._links[peer] = Link(2**21, decode=decode_to_server)
+    link.send(PutBlob(b"b" * 32), (bytes(2**22),))
+    (event,) = events_until(link, server, Returned)
+    assert isinstance(event, Returned)
+    assert event.message == PutBlob(b"b" * 32)
+    assert event.text == "a body of 4194304 bytes; at most 2097152 are taken"
+    assert link.idle
+
+
 def test_a_lost_connection_is_told_and_comes_back_by_itself(
     link: ServerLink, server: FakeServer
 ) -> None:
@@ -131,6 +152,16 @@ def test_what_waited_for_a_lost_connection_is_not_sent_on_the_next(
     link.send(PutBlob(b"b" * 32), (bytes(2**21),))
     server.restart()
     events_until(link, server, Connected)
+    assert link.idle
+
+
+def test_a_hello_on_the_same_connection_forgets_what_was_under_way(
+    link: ServerLink, server: FakeServer
+) -> None:
+    connect(link, server)
+    link.send(PutBlob(b"b" * 32), (bytes(2**21),))
+    assert not link.idle
+    link.send(HELLO)
     assert link.idle
 
 

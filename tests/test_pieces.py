@@ -1,5 +1,6 @@
 """Large bodies pass a link whole, small messages overtake them, and no order of events jams it."""
 
+import itertools
 from collections import deque
 
 import pytest
@@ -8,11 +9,13 @@ from hypothesis import strategies as st
 
 from jobserver.pieces import (
     MAX_OFFERED,
+    MAX_TEXT,
     MIN_PIECE_NBYTES,
     WINDOW_NBYTES,
     Budget,
     Frames,
     Link,
+    Returned,
     cut,
 )
 from jobserver.protocol import (
@@ -20,6 +23,7 @@ from jobserver.protocol import (
     MAX_FRAME_NBYTES,
     PIECE_NBYTES,
     Body,
+    Declined,
     Grant,
     JobData,
     JobException,
@@ -209,6 +213,79 @@ def test_nothing_is_copied_of_one_large_body() -> None:
     assert all(isinstance(piece, memoryview) and piece.obj is body for piece in cut(body))
 
 
+# What the other end does not take.
+
+
+def test_a_body_over_the_limit_is_declined_when_it_is_offered() -> None:
+    link = Link(10 * MIB)
+    whole, [[answer]] = link.incoming(Offer(2, 10 * MIB + 1), ())
+    assert not whole
+    text = "a body of 10485761 bytes; at most 10485760 are taken"
+    assert decode_to_peer(bytes(answer)) == Declined(2, text)
+    assert link.incoming(Offer(4, 10 * MIB), ())[1] == [[encode(Grant(4, 10 * MIB))]]
+
+
+def test_a_declined_message_comes_back_to_its_sender() -> None:
+    wire = Wire(Link(10 * MIB, decode=decode_to_server))
+    wire.to_left += wire.right.outgoing(WorkData(1), (bytes(11 * MIB),))
+    wire.settle()
+    [(message, text)] = wire.right.take_returned()
+    assert message == WorkData(1)
+    assert "at most 10485760" in text
+    assert wire.right.take_returned() == []
+    assert wire.right.idle
+    assert not wire.at_left
+
+
+def test_other_messages_pass_those_that_are_declined() -> None:
+    wire = Wire(Link(10 * MIB, decode=decode_to_server))
+    for _ in range(2 * MAX_OFFERED):
+        wire.to_left += wire.right.outgoing(WorkData(1), (bytes(11 * MIB),))
+    wire.to_left += wire.right.outgoing(WorkData(2), (bytes(2 * MIB),))
+    wire.settle()
+    assert [message for message, _ in wire.at_left] == [WorkData(2)]
+    assert len(wire.right.take_returned()) == 2 * MAX_OFFERED
+
+
+@pytest.mark.parametrize("sizes", [(11, 9), (9, 11), (11, 11)])
+def test_both_bodies_of_a_message_are_declined_together(sizes: tuple[int, int]) -> None:
+    budget = Budget(20 * MIB)
+    wire = Wire(Link(10 * MIB, decode=decode_to_server, budget=budget))
+    first, second = (bytes(size * MIB) for size in sizes)
+    wire.to_left += wire.right.outgoing(WorkData(1), (first, second))
+    wire.settle()
+    assert len(wire.right.take_returned()) == 1
+    assert wire.right.idle
+    assert budget.nbytes == 0
+    wire.to_left += wire.right.outgoing(WorkData(2), (bytes(2 * MIB), bytes(2 * MIB)))
+    wire.settle()
+    assert [message for message, _ in wire.at_left] == [WorkData(2)]
+
+
+def test_a_decline_makes_room_for_what_waits() -> None:
+    link = Link(20 * MIB)
+    link.incoming(Offer(2, WINDOW_NBYTES), ())
+    assert link.incoming(Offer(4, MIB), ())[1] == []
+    _, [_, grant] = link.incoming(Offer(3, 21 * MIB), ())
+    assert grant == [encode(Grant(4, MIB))]
+
+
+def test_a_link_that_forgot_remembers_no_decline() -> None:
+    link = Link(10 * MIB)
+    link.incoming(Offer(2, 11 * MIB), ())
+    assert not link.idle  # or its owner would not keep it
+    link.forget()
+    assert link.idle
+    assert link.incoming(Offer(3, MIB), ())[1] == [[encode(Grant(3, MIB))]]
+
+
+def test_of_a_long_answer_only_the_beginning_is_kept() -> None:
+    link = Link(PLENTY)
+    link.outgoing(WorkData(1), (bytes(2 * MIB),))
+    link.incoming(Declined(2, "x" * 65_536), ())
+    assert link.take_returned() == [Returned(WorkData(1), "x" * MAX_TEXT)]
+
+
 # What a peer may not do.
 
 
@@ -216,13 +293,6 @@ def refuse(link: Link, message: Message, *bodies: bytes) -> str:
     with pytest.raises(Malformed) as caught:
         link.incoming(message, bodies)
     return caught.value.code
-
-
-def test_a_body_over_the_limit_is_refused_when_it_is_offered() -> None:
-    link = Link(10 * MIB)
-    assert refuse(link, Offer(2, 10 * MIB + 1)) == "limit"
-    assert link.idle
-    assert link.incoming(Offer(2, 10 * MIB), ())[1]
 
 
 @pytest.mark.parametrize("offer", [Offer(0, 5), Offer(2, 0), Offer(4, 5)])
@@ -264,6 +334,10 @@ def test_a_piece_of_no_transfer_is_refused() -> None:
 
 def test_a_grant_of_no_transfer_is_refused() -> None:
     assert refuse(Link(PLENTY), Grant(2, MIB)) == "bad_frame"
+
+
+def test_no_transfer_can_be_declined_that_is_not_under_way() -> None:
+    assert refuse(Link(PLENTY), Declined(2, "no")) == "bad_frame"
 
 
 def test_a_message_ahead_of_its_body_is_refused_and_its_transfer_ended() -> None:
@@ -352,10 +426,13 @@ def test_a_refused_transfer_leaves_the_line() -> None:
 
 
 @given(st.data())
-def test_in_any_order_of_events_all_messages_arrive_whole(data: st.DataObject) -> None:
+def test_in_any_order_of_events_all_messages_arrive_whole_or_come_back(
+    data: st.DataObject,
+) -> None:
     """Three links share a budget; each step one end of one of them takes in one message."""
     budget = Budget(data.draw(st.integers(1, 40 * MIB), label="budget"))
-    wires = [Wire(Link(PLENTY, decode=decode_to_server, budget=budget)) for _ in range(3)]
+    limit = 15 * MIB
+    wires = [Wire(Link(limit, decode=decode_to_server, budget=budget)) for _ in range(3)]
     sizes = st.lists(st.integers(0, 20 * MIB), min_size=1, max_size=2)
     plans = data.draw(
         st.lists(st.tuples(st.sampled_from(wires), sizes), max_size=6), label="messages"
@@ -374,10 +451,15 @@ def test_in_any_order_of_events_all_messages_arrive_whole(data: st.DataObject) -
             break
         while (waiting := budget.first_waiting()) and (grants := waiting.grant()):
             next(wire for wire in wires if wire.left is waiting).to_right += grants
+    returned = {wire: wire.right.take_returned() for wire in wires}
+    for message, _ in itertools.chain.from_iterable(returned.values()):
+        assert isinstance(message, WorkData)
+        assert max(sent.pop(message.handle)) > limit
     received = [entry for wire in wires for entry in wire.at_left]
     assert len(received) == len(sent)
     for message, bodies in received:
         assert isinstance(message, WorkData)
         assert list(map(nbytes_of, bodies)) == sent[message.handle]
     assert budget.nbytes == 0
-    assert all(wire.left.idle and wire.right.idle for wire in wires)
+    assert all(wire.right.idle for wire in wires)
+    assert all(wire.left.idle for wire in wires if not returned[wire])

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import hashlib
 import os
 import re
 import signal
@@ -285,7 +286,6 @@ def test_an_address_in_use_is_an_error_that_names_it(live: Live) -> None:
         ([bytes(8 * MIB + 1)], "limit"),
         ([wire.encode(wire.WorkData(1)), bytes(MIB + 1)], "limit"),
         ([wire.encode(wire.Piece(2)), bytes(MIB)], "bad_frame"),
-        ([wire.encode(wire.Offer(2, 2**40))], "limit"),
         ([wire.encode(wire.CanDo([]))], "role"),
     ],
 )
@@ -335,7 +335,12 @@ def test_a_new_hello_forgets_transfers_under_way(context: Context, live: Live) -
 
 def granted(peer: Peer) -> wire.Grant:
     """Return the next grant that a peer gets, and pass over heartbeats."""
-    while not isinstance(message := wire.decode_to_peer(peer.socket.recv()), wire.Grant):
+    return answered(peer, wire.Grant)
+
+
+def answered(peer: Peer, kind: type[M]) -> M:
+    """Return the next answer to an offer, and pass over heartbeats."""
+    while not isinstance(message := wire.decode_to_peer(peer.socket.recv()), kind):
         assert isinstance(message, wire.Heartbeat | wire.Error)
     return message
 
@@ -370,6 +375,77 @@ def test_what_a_gone_peer_had_reserved_is_free_again(context: Context) -> None:
         gone.wait_for_heartbeat()  # the first probe, which a living peer survives
         gone.socket.close(linger=0)
         assert granted(waiting) == wire.Grant(2, 10 * MIB)
+
+
+def test_an_offer_beyond_the_limit_is_declined_and_not_counted(
+    context: Context, live: Live
+) -> None:
+    peer = client(context, live)
+    peer.socket.send(wire.encode(wire.Offer(2, 2**30 + 1)))
+    assert answered(peer, wire.Declined).transfer == 2
+    assert not live.state.counters["malformed"]
+
+
+def client_and_worker_of_a_job(
+    context: Context, live: Live, argument: bytes = b"x"
+) -> tuple[Peer, Peer]:
+    """Return two peers that take no more than 2 MiB at once; a job waits for the worker."""
+    one, other = client(context, live), worker(context, live)
+    one.say(wire.SubmitJobs("f", [wire.JobSpec(1, len(argument))]), argument)
+    one.wait_for(wire.JobsAccepted)
+    one.link, other.link = Link(2 * MIB), Link(2 * MIB)
+    other.say(wire.GrabJobs(wait=True))
+    return one, other
+
+
+def untaken(live: Live) -> int:
+    return sum(len(session.untaken) for session in live.state.book.sessions.values())
+
+
+def test_a_result_that_its_client_declines_is_a_failure_which_it_can_acknowledge(
+    context: Context, live: Live
+) -> None:
+    one, other = client_and_worker_of_a_job(context, live)
+    handle = other.wait_for(wire.JobAssign)[0].jobs[0].handle
+    other.say(wire.WorkComplete(1, [wire.WorkDone(handle, 3 * MIB)]), bytes(3 * MIB))
+    other.wait_for(wire.WorkAccepted)
+    fail, _ = one.wait_for(wire.JobFail)
+    assert (fail.ticket, fail.code) == (1, "failed")
+    assert "a body of 3145728 bytes" in fail.text
+    one.say(wire.ResultsTaken([wire.Range(1, 1)]))
+    wait_until(lambda: not untaken(live))
+
+
+def test_an_exception_that_its_client_declines_is_a_failure(context: Context, live: Live) -> None:
+    one, other = client_and_worker_of_a_job(context, live)
+    handle = other.wait_for(wire.JobAssign)[0].jobs[0].handle
+    other.say(wire.WorkException(1, handle, "E", "m", "t"), bytes(3 * MIB), b"")
+    other.wait_for(wire.WorkAccepted)
+    fail, _ = one.wait_for(wire.JobFail)
+    assert (fail.ticket, fail.code) == (1, "failed")
+
+
+def test_a_job_that_its_worker_declines_fails_and_the_worker_may_grab_again(
+    context: Context, live: Live
+) -> None:
+    one, other = client_and_worker_of_a_job(context, live, bytes(3 * MIB))
+    other.wait_for(wire.NoJob)
+    fail, _ = one.wait_for(wire.JobFail)
+    assert (fail.ticket, fail.code) == (1, "failed")
+    assert "a body of 3145728 bytes" in fail.text
+
+
+def test_a_blob_that_its_worker_declines_is_one_that_it_does_not_get(
+    context: Context, live: Live
+) -> None:
+    blob = bytes(3 * MIB)
+    name = hashlib.sha256(blob).digest()
+    one, other = client(context, live), worker(context, live)
+    one.say(wire.PutBlob(name), blob)
+    one.wait_for(wire.BlobTaken)
+    other.link = Link(2 * MIB)
+    other.say(wire.FetchBlob(name))
+    assert other.wait_for(wire.Blob)[0] == wire.Blob(name, False)
 
 
 def test_a_peer_is_complained_about_once_a_second(caplog: pytest.LogCaptureFixture) -> None:

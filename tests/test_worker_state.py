@@ -34,6 +34,7 @@ from jobserver.protocol import (
     Welcome,
     WorkAccepted,
     WorkComplete,
+    WorkData,
     WorkDone,
     WorkException,
     WorkFail,
@@ -133,6 +134,16 @@ def test_a_hello_says_what_was_reported_and_not_accepted() -> None:
     hello = worker.on_connected(0)[0].message
     assert isinstance(hello, Hello)
     assert hello.holding == [1]
+
+
+def test_a_hello_does_not_claim_the_handles_of_an_earlier_boot() -> None:
+    worker = a_worker_with(a_job(1))
+    worker.start()
+    connect(worker, 0, boot="boot2")
+    worker.on_disconnected(0, 0.0)
+    hello = worker.on_connected(0)[0].message
+    assert isinstance(hello, Hello)
+    assert (hello.boot, hello.holding) == ("boot2", [])
 
 
 def test_a_server_that_does_not_know_the_worker_is_told_again() -> None:
@@ -393,6 +404,79 @@ def test_what_a_server_gave_before_it_restarted_is_not_started() -> None:
     assert len(worker.running) == 1
 
 
+# --- what is too large for a server -----------------------------------------------------------
+
+
+def test_a_result_that_is_declined_fails_its_job() -> None:
+    worker = a_worker_with(a_job(7))
+    worker.start()
+    worker.complete(b"r", 1, 0.0)
+    (send,) = worker.flush()
+    (fail, grab) = worker.on_declined(0, send.message, "it has 1 byte", 0.0)
+    text = "its result is too large for sammy: it has 1 byte"
+    assert fail.message == WorkFail(2, 7, "failed", text)
+    assert isinstance(grab.message, GrabJobs)
+
+
+def test_an_exception_that_is_declined_fails_its_job() -> None:
+    worker = a_worker_with(a_job(7))
+    worker.start()
+    (send,) = worker.raised("ValueError", "no", "", (b"e", b""), 0, 0.0)
+    (fail, _) = worker.on_declined(0, send.message, "it has 1 byte", 0.0)
+    text = "its exception (ValueError) is too large for sammy: it has 1 byte"
+    assert fail.message == WorkFail(2, 7, "failed", text)
+
+
+def declined_one() -> WorkerState:
+    """Make a worker whose only result was declined."""
+    worker = a_worker_with(a_job(1))
+    worker.start()
+    worker.complete(b"r", 1, 0.0)
+    (send,) = worker.flush()
+    worker.on_declined(0, send.message, "no", 0.0)
+    worker.check()
+    return worker
+
+
+def test_what_is_said_in_place_of_a_declined_result_is_kept_until_it_is_accepted() -> None:
+    worker = declined_one()
+    assert not worker.all_accepted
+    say(worker, 0, WorkAccepted([Range(2, 1)]))
+    assert worker.all_accepted
+
+
+def test_in_place_of_a_declined_result_a_restarted_server_is_told_the_origin() -> None:
+    worker = declined_one()
+    fail, _ = connect(worker, 0, boot="boot2")
+    assert isinstance(fail.message, WorkFail)
+    assert (fail.message.boot, fail.message.origin) == ("boot1", Origin(CLIENT, 1001))
+
+
+def test_a_declined_result_makes_room_for_further_work() -> None:
+    worker = a_worker_with(a_job(1))
+    worker.start()
+    worker.complete((bytes(MAX_UNACCEPTED_NBYTES), b"x"), 1, 0.0)
+    (send,) = worker.flush()
+    assert worker.seek(0.0) == []
+    assert told(worker.on_declined(0, send.message, "no", 0.0)) == [(0, WorkFail), (0, GrabJobs)]
+
+
+def test_a_result_that_was_accepted_cannot_be_declined() -> None:
+    worker = a_worker_with(a_job(1))
+    worker.start()
+    worker.complete(b"r", 1, 0.0)
+    (send,) = worker.flush()
+    say(worker, 0, WorkAccepted([Range(1, 1)]))
+    assert worker.on_declined(0, send.message, "no", 0.0) == []
+    assert worker.all_accepted
+
+
+def test_declined_data_of_a_job_is_dropped() -> None:
+    worker = a_worker_with(a_job(1))
+    worker.start()
+    assert worker.on_declined(0, WorkData(1), "no", 0.0) == []
+
+
 # --- giving back, draining --------------------------------------------------------------------
 
 
@@ -650,6 +734,14 @@ class World:
         if server.inbox:
             server.hear()
 
+    def decline(self, server: FakeServer) -> None:
+        """Let the worker know that its next message is too large, if that may be so."""
+        if server.inbox and self.current is None:
+            message = wire.decode_to_server(server.inbox[0])
+            if isinstance(message, WorkComplete | WorkException):
+                server.inbox.popleft()
+                self.post(self.worker.on_declined(server.index, message, "no", self.now))
+
     def start(self) -> None:
         if self.current is None and self.worker.held:
             self.current = self.worker.start()
@@ -692,7 +784,7 @@ class World:
 N_SERVERS = st.integers(1, 3)
 WHAT = (
     *("submit", "submit", "hear", "hear", "hear", "deliver", "deliver", "deliver"),
-    *("start", "finish", "connect", "disconnect", "restart", "pass_time"),
+    *("start", "finish", "connect", "disconnect", "restart", "pass_time", "decline"),
 )
 EVENTS = st.lists(st.tuples(st.sampled_from(WHAT), st.integers(0, 2)), max_size=120)
 
