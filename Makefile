@@ -3,7 +3,8 @@
 # make test-all  the fast tests on every Python that is here, then all tests
 # make check     format, lint, types, import contracts, fast tests
 # make mutants   breaks the state files line by line and sees that a test turns red
-# make bench     beside multiprocessing.Pool and ProcessPoolExecutor, as a table
+# make bench     beside multiprocessing.Pool and ProcessPoolExecutor, as a table; in minutes
+# make bench-quick   the same in one minute, and rougher
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=folder where the environment is made.
 
@@ -19,7 +20,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 endif
 
-.PHONY: demo test test-all check mutants bench clean
+.PHONY: demo test test-all check mutants bench bench-quick clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/count_identifiers.py
@@ -48,7 +49,10 @@ mutants: $(VENV)/.installed-test
 	$(BIN)/python tests/mutants.py $(ARGS)
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/run.py --json benchmarks/results/latest.json $(ARGS)
+
+bench-quick: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/run.py --rounds 3 --scale 0.2 $(ARGS)
 
 clean:
 	rm -rf .venv .venv-3.* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \

@@ -136,7 +136,13 @@ class Jobs:
 
     # --- single jobs --------------------------------------------------------------------------
 
-    def submit(self, func: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+    @overload
+    def submit(self, func: str, /, *args: Any, **kwargs: Any) -> Job[Any]: ...
+
+    @overload
+    def submit(self, func: Callable[..., R], /, *args: Any, **kwargs: Any) -> Job[R]: ...
+
+    def submit(self, func: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Job[Any]:
         """Submit one call, and return at once with its job.
 
         Args:
@@ -159,7 +165,7 @@ class Jobs:
             uniq = self._options.uniq or b""
             if self._options.merge and not uniq:
                 uniq = identity.item_uniq(terms.blobs[0].id, argument)
-        job: Job[R] = Job(connection)
+        job: Job[Any] = Job(connection)
         ticket = Ticket(connection.next_number(), terms, argument, job, uniq)
         job._ticket = ticket
         connection.submit(ticket)
@@ -629,7 +635,15 @@ def shutdown() -> None:
         stop_cluster()
 
 
-def submit(func: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+@overload
+def submit(func: str, /, *args: Any, **kwargs: Any) -> Job[Any]: ...
+
+
+@overload
+def submit(func: Callable[..., R], /, *args: Any, **kwargs: Any) -> Job[R]: ...
+
+
+def submit(func: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Job[Any]:
     """Submit one call, and return at once with its job: a future. See `Client.submit`."""
     return _client().submit(func, *args, **kwargs)
 

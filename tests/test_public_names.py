@@ -110,6 +110,7 @@ REVEALED = {
     "imap(str, [1], ordered=False)": "Generator[str, None, None]",
     "starmap(divmod, [(7, 3)])": "list[",
     'submit(len, "a")': "Job[int]",
+    'submit("named", "a")': "Job[Any]",
     'Client("sammy").dmap(len, ["a"])': "list[int]",
     'Client("sammy").options(priority="high").submit(len, "a").result()': "int",
     'background(len, "a")': "str",
