@@ -191,7 +191,7 @@ class Book:
     ) -> list[tuple[Session, Untaken]]:
         """End a job; returns what each listener is to be told."""
         told = [] if end is None else self.end_listeners(job, end)
-        keep = (job.uniq or job.background) and not job.unwanted
+        keep = job.uniq or job.background
         ended = Ended(now, outcome, job.name, job.uniq, end if keep else None)
         self.endings.remember(job.handle, ended)
         self.forget(job)
@@ -302,6 +302,7 @@ class Book:
             assert 1 <= job.attempt <= job.terms.attempts, "attempts are bounded"
         assert job.listeners or job.background or job.unwanted, "a job has someone who wants it"
         assert not job.unwanted or job.worker is not None, "only a running job can be unwanted"
+        assert not job.unwanted or not (job.uniq or job.background), "nobody asks for it again"
         for session, ticket in job.listeners:
             assert session.tickets[ticket] is job, "a job and its listeners know each other"
         if job.uniq:

@@ -32,7 +32,8 @@ class Roster:
         """Take in a Hello. Returns who it is, and whether that one was known already.
 
         Raises:
-            Malformed: the connection has said Hello as another, or there are too many.
+            Malformed: the connection has said Hello as another, its process has ended, or there
+                are too many.
         """
         who = self.peers.get(peer)
         if who is None and len(self.peers) >= self.limits.n_peers:
@@ -54,6 +55,9 @@ class Roster:
             supervisor = self.require_supervisor(hello.session, now)
             found = supervisor
             if hello.role == "worker":
+                if hello.child in supervisor.ended:
+                    # The word of its death overtook it, and nobody would say so again.
+                    raise wire.Malformed("role", f"child {hello.child} has ended")
                 found = self.require_worker(supervisor, hello.child, now)
             if hello.role == "supervisor" or hello.child == 0:
                 supervisor.peer = peer

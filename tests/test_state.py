@@ -1086,3 +1086,12 @@ def test_a_child_that_ended_is_not_taken_in_when_its_hello_comes_late(net: Net) 
     assert worker.take(wire.Error).code == "hello_first"
     client.submitted()
     other.grab()
+
+
+def test_jobs_that_a_worker_gives_back_keep_their_order(net: Net) -> None:
+    client, worker = Client(net), Worker(net, "f")
+    handles = [client.submitted() for _ in range(4)]
+    for _ in range(3):
+        worker.grab()
+    worker.say(wire.GiveBack(handles[:3]))
+    assert [worker.grab().handle for _ in range(4)] == handles
