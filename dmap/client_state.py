@@ -424,6 +424,12 @@ class ClientState:
             allowed = [server for server in candidates if server not in terms.avoid]
             if allowed:
                 candidates, names = allowed, [server.where for server in allowed]
+        if ticket.lost_at is not None and terms.by_uniq:
+            # All who shared its run there must meet again. Some have seen that server come back
+            # since, as another boot, and others have not.
+            others = [server for server in candidates if server is not ticket.lost_at]
+            if others:
+                candidates, names = others, [server.where for server in others]
         if len(candidates) == 1:
             return candidates[0]
         if terms.by_uniq and ticket.uniq:
@@ -480,6 +486,7 @@ class ClientState:
             self._events.append(Failed(ticket.owner, ticket, fail, ()))
             return
         ticket.resubmit = True
+        ticket.lost_at = server
         ticket.server = None
         self._homeless.append(ticket)
 

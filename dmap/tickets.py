@@ -192,6 +192,7 @@ class Ticket:
     __slots__ = (
         "argument",
         "handle",
+        "lost_at",
         "n_items",
         "nbytes",
         "number",
@@ -223,6 +224,7 @@ class Ticket:
         self.stage = WAITING
         self.resubmit = False  # it may have run on a server that is lost
         self.server: Server | None = None  # where it waits or was sent; None: homeless
+        self.lost_at: Server | None = None  # the last server that was lost with it
         self.handle = 0
         self.where = ""
 

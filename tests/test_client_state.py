@@ -366,7 +366,9 @@ def test_the_jobs_of_a_broken_link_stay_for_a_while() -> None:
     world.lines[at.index].cut()
     world.pass_time(client_state.GRACE / 2)
     world.move()
-    assert {ticket.server for ticket in world.state.tickets.values()} == {at}
+    (ticket,) = world.state.tickets.values()
+    assert ticket.server is at
+    assert not ticket.resubmit
 
 
 def test_a_job_is_submitted_under_its_functions_name() -> None:
@@ -606,6 +608,25 @@ def test_a_restarted_server_is_submitted_everything_anew() -> None:
     world.lines[0].kill()
     world.finish()
     assert owner.end(Completed)
+
+
+def test_what_may_merge_meets_again_whether_its_server_came_back_or_not() -> None:
+    def moved(*, comes_back: bool) -> dict[int, int]:
+        """Return ticket number -> the server to which it moved."""
+        world = World(3).connect()
+        for n in range(30):
+            world.submit(Terms("f", by_uniq=True), uniq=b"u%d" % n)
+        world.move()
+        tickets = world.state.tickets.values()
+        moving = [ticket for ticket in tickets if ticket.server is world.state.servers[0]]
+        world.lines[0].kill()
+        if comes_back:
+            world.lines[0].connect()
+            world.move()
+        world.pass_time(client_state.GRACE)
+        return {ticket.number: ticket.server.index for ticket in moving if ticket.server}
+
+    assert moved(comes_back=True) == moved(comes_back=False) != {}
 
 
 def test_a_silent_server_is_lost() -> None:
