@@ -43,7 +43,6 @@ import zmq
 
 from jobserver.pieces import TRANSFERS, Frames, Link, Returned
 from jobserver.protocol import (
-    DEFAULT_PORT,
     MAX_FRAME_NBYTES,
     MAX_FRAMES,
     Body,
@@ -94,60 +93,12 @@ CONNECTED: Final = Connected()
 DISCONNECTED: Final = Disconnected()
 
 
-def endpoint(server: str) -> str:
-    """Return the ZeroMQ endpoint of a server as people write it.
-
-    ``sammy``, ``kenny:4731``, ``[::1]:4731`` are tcp; ``tcp://`` and ``ipc://`` stay as they are.
-
-    Raises:
-        ValueError: it is no such address.
-
-    >>> endpoint("sammy"), endpoint("ipc:///run/dmap/server")
-    ('tcp://sammy:4731', 'ipc:///run/dmap/server')
-    """
-    server = server.strip()
-    if server.startswith("ipc://") and len(server) > len("ipc://"):
-        return server
-    address = server.removeprefix("tcp://")
-    host, colon, port = address.rpartition(":")
-    if not colon or address.endswith("]"):
-        host, port = address, str(DEFAULT_PORT)
-    in_brackets = host.startswith("[") and host.endswith("]")
-    if (
-        not host
-        or "/" in host
-        or any(character.isspace() for character in host)
-        or (":" in host and not in_brackets)
-        or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)
-    ):
-        raise ValueError(
-            f"{server!r} is no job server's address: write host, host:port, [v6]:port, "
-            "tcp://host:port or ipc:///path"
-        )
-    return f"tcp://{host}:{port}"
-
-
-def endpoints(servers: str) -> list[str]:
-    """Return the endpoints of a list of servers with commas between them, each once, in order.
-
-    Raises:
-        ValueError: one of them is no address, or there is none.
-
-    >>> endpoints("sammy, kenny:4731, sammy")
-    ['tcp://sammy:4731', 'tcp://kenny:4731']
-    """
-    found = list(dict.fromkeys(endpoint(server) for server in servers.split(",") if server.strip()))
-    if not found:
-        raise ValueError("no job server is named")
-    return found
-
-
 class ServerLink:
     """A link to the server at one endpoint. See the module for its rules.
 
     Args:
         context: makes the sockets; the link does not end it.
-        endpoint: as ``endpoint()`` returns it. It need not be reachable yet.
+        endpoint: as ``jobserver.keys.endpoint`` returns it. It need not be reachable yet.
 
     Attributes:
         endpoint: as above.

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 import zmq
 
-from dmap.link import Connected, Disconnected, Event, Received, ServerLink, endpoints
+from dmap.link import Connected, Disconnected, Event, Received, ServerLink
 from dmap.page import (
     CANCEL_SIGNAL,
     CANNOT_START,
@@ -49,6 +49,7 @@ from dmap.page import (
     make_page,
     python_version,
 )
+from jobserver.keys import endpoints
 from jobserver.protocol import (
     MAJOR,
     MINOR,

@@ -9,7 +9,7 @@ import pytest
 import zmq
 from fake_server import WITHIN, FakeServer
 
-from dmap.link import Connected, Disconnected, Event, Received, ServerLink, endpoint, endpoints
+from dmap.link import Connected, Disconnected, Event, Received, ServerLink
 from jobserver.pieces import Link, Returned
 from jobserver.protocol import (
     Blob,
@@ -184,33 +184,3 @@ def test_the_outbox_empties_when_the_server_reads(link: ServerLink, server: Fake
             link.receive()
         assert put.message.blob == number.to_bytes(32, "little")
     assert link.send(Heartbeat())
-
-
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ("sammy", "tcp://sammy:4731"),
-        ("kenny:99", "tcp://kenny:99"),
-        ("tcp://10.0.0.1:5", "tcp://10.0.0.1:5"),
-        ("tcp://sammy", "tcp://sammy:4731"),
-        ("[::1]", "tcp://[::1]:4731"),
-        ("[::1]:5", "tcp://[::1]:5"),
-        ("ipc:///run/a b", "ipc:///run/a b"),
-    ],
-)
-def test_an_address_is_read_as_people_write_it(written: str, meant: str) -> None:
-    assert endpoint(written) == meant
-
-
-@pytest.mark.parametrize(
-    "written",
-    ["", "a b", ":4731", "sammy:", "sammy:http", "sammy:0", "::1", "http://sammy", "ipc://"],
-)
-def test_what_is_no_address_is_refused(written: str) -> None:
-    with pytest.raises(ValueError, match="address"):
-        endpoint(written)
-
-
-def test_no_servers_at_all_are_refused() -> None:
-    with pytest.raises(ValueError, match="no job server"):
-        endpoints(" , ")
