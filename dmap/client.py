@@ -721,6 +721,9 @@ def dmap(
             * ``merge=False``: join equal items of equal functions that wait or run anywhere.
             * ``backup=False``: towards the end, run what takes long a second time on idle workers.
             * ``priority="normal"``: or "high" or "low".
+            * ``seed=None``: a whole number. ``random``, NumPy's legacy functions and
+              ``current_job().rng`` then give each item numbers that depend on the seed and the
+              item's index, and on nothing else. What was seeded otherwise is not.
             * ``labels=()``: what a worker must have been given.
             * ``progress=None``: a bar; None shows one on a terminal after half a second.
             * ``desc=None``: what people see this map called.

@@ -93,6 +93,7 @@ class MapOptions(TypedDict, total=False):
     merge: bool
     backup: bool
     priority: Priority
+    seed: int | None
     labels: Sequence[str]
     progress: bool | None
     desc: str | None
@@ -124,6 +125,7 @@ class Settings:
     merge: bool = False
     backup: bool = False
     priority: Priority = "normal"
+    seed: int | None = None
     labels: Sequence[str] = ()
     progress: bool | None = None
     desc: str | None = None
@@ -145,6 +147,8 @@ class Settings:
             raise ValueError(f'on_error is {self.on_error!r}: say "raise", "return" or "skip"')
         if self.priority not in PRIORITIES:
             raise ValueError(f'priority is {self.priority!r}: say "high", "normal" or "low"')
+        if self.seed is not None and (not isinstance(self.seed, int) or self.seed < 0):
+            raise ValueError(f"seed is {self.seed!r}: say a whole number from 0 on, or None")
         for name in ("timeout", "item_timeout"):
             seconds = getattr(self, name)
             if seconds is not None and not seconds > 0:
@@ -483,7 +487,9 @@ class Map:
         start, items = run.start, run.items
         try:
             overrun = OVERRUN if self._settings.chunksize == "auto" and len(items) > 1 else 0.0
-            argument = work.dump_chunk(self._items.star, items, start, overrun=overrun)
+            argument = work.dump_chunk(
+                self._items.star, items, start, overrun=overrun, seed=self._settings.seed
+            )
         except ClosureError as error:
             if error.index is None and len(items) > 1:
                 self._todo.appendleft(_Run(start, items, alone=True))

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from dmap import work
+from dmap import seeds, work
 from jobserver.protocol import Ability, Assigned, LaneId, Origin
 
 P = ParamSpec("P")
@@ -243,6 +243,16 @@ class CurrentJob:
         that catches the interruption, or runs in another thread, comes to see True.
         """
         return self._host.is_cancelled(self._job)
+
+    @property
+    def rng(self) -> Any:
+        """The random numbers of this item: a ``numpy.random.Generator``.
+
+        In a map with a ``seed`` they are made of the seed and the item's index, and of nothing
+        else. Otherwise they are this process's own. Where NumPy is not installed it is a
+        ``random.Random``.
+        """
+        return seeds.generator()
 
     def cant_do(self, function: str) -> None:
         """Have this worker process take no more jobs of a function. What it has it finishes."""

@@ -1,13 +1,13 @@
 """What lies in the bodies of jobs, as client and worker write it. The server never looks inside.
 
-======================  =================================  =====================================
-a job of                argument                           result
-======================  =================================  =====================================
-``FUNCTION``            ``("call", args, kwargs)``         the value
-``FUNCTION``            ``("map", star, items)``           the list of the first ``n_items`` values
-a name, as "pickle"     ``(args, kwargs)``                 the value
-a name, as "raw"        bytes, as they are                 bytes, as they are
-======================  =================================  =====================================
+==================  ==========================================  =================================
+a job of            argument                                    result
+==================  ==========================================  =================================
+``FUNCTION``        ``("call", args, kwargs)``                  the value
+``FUNCTION``        ``("map", star, overrun, seeding, items)``  those of its first ``n_items``
+a name, "pickle"    ``(args, kwargs)``                          the value
+a name, "raw"       bytes, as they are                          bytes, as they are
+==================  ==========================================  =================================
 
 All but "raw" are pickled. A closure comes beside its argument, as the job's first blob. With
 ``star`` each item is a tuple of arguments. Where an item raises, the exception is body 1 and the
@@ -40,11 +40,13 @@ class Chunk(NamedTuple):
     """Consecutive items of a map. With ``star`` each is a tuple of arguments.
 
     A chunk that has taken ``overrun`` seconds (0: however many) comes home in part: it was cut
-    for less, and others may be free to take the rest.
+    for less, and others may be free to take the rest. ``seeding`` are the map's seed and the index
+    of the first item, if it has a seed.
     """
 
     star: bool
     overrun: float
+    seeding: tuple[int, int] | None
     items: Sequence[Any]
 
 
@@ -60,13 +62,21 @@ def dump_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Body:
     return _own(pickling.dumps(("call", args, kwargs), "an argument"))
 
 
-def dump_chunk(star: bool, items: Sequence[Any], start: int = 0, *, overrun: float = 0.0) -> Body:
+def dump_chunk(
+    star: bool,
+    items: Sequence[Any],
+    start: int = 0,
+    *,
+    overrun: float = 0.0,
+    seed: int | None = None,
+) -> Body:
     """Pickle the argument of a chunk, whose first item has the index ``start`` in its map.
 
     Raises:
         ClosureError: an item cannot be pickled; its ``index`` says which.
     """
-    return _own(pickling.dumps_items(items, start, head=("map", star, overrun)))
+    seeding = None if seed is None else (seed, start)
+    return _own(pickling.dumps_items(items, start, head=("map", star, overrun, seeding)))
 
 
 def load_argument(body: Body) -> Argument:

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import zmq
 
-from dmap import raised, registry, work
+from dmap import raised, registry, seeds, work
 from dmap.closures import FunctionCache
 from dmap.errors import ClosureError
 from dmap.link import Connected, Disconnected, Event, Received, ServerLink
@@ -469,9 +469,12 @@ class Worker:
         match work.load_argument(argument):
             case work.Call(args, kwargs):
                 return _Outcome(work.dump_result(function(*args, **kwargs)), 1)
-            case work.Chunk() as chunk:
+            case work.Chunk(seeding=None) as chunk:
                 self._run_chunk(job, function, chunk, values)
-                return _Outcome(work.dump_results(values) if values else b"", len(values))
+            case work.Chunk(seeding=(seed, first)) as chunk:
+                with seeds.seeded(function, seed, first) as function:
+                    self._run_chunk(job, function, chunk, values)
+        return _Outcome(work.dump_results(values) if values else b"", len(values))
 
     def _run_chunk(
         self,
@@ -622,10 +625,11 @@ def _parts(body: Body) -> Sequence[Any]:
 
 
 def _n_own_frames(error: BaseException) -> int:
-    """Count the frames at the outer end of a traceback that are in this file."""
+    """Count the frames at the outer end of a traceback that are ours."""
     n = 0
     traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+    ours = (__file__, seeds.__file__)
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
         n += 1
         traceback = traceback.tb_next
     return n
