@@ -472,8 +472,8 @@ def test_a_child_that_cannot_start_any_more_is_tried_again(
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["--servers", "a b"], "no job server's address"),
-        (["--servers", ""], "no job server is named"),
+        (["--servers", "a b"], "not an address of a server"),
+        (["--servers", ""], "no server is named"),
         (["--servers", "a", "--processes", "0"], "say 1 or more"),
     ],
 )
