@@ -63,16 +63,15 @@ class Book:
         session: Session,
         queue: Queue,
         terms: wire.SubmitJobs,
+        lane: LaneId,
         spec: wire.JobSpec,
         argument: Body,
-        now: float,
     ) -> Job:
         """Enter a new job. It stands nowhere yet."""
         self._last_handle += 1
         handle = self._last_handle
-        job = Job(handle, Origin(session.id, spec.ticket), queue, terms, argument)
+        job = Job(handle, Origin(session.id, spec.ticket), queue, terms, lane, argument)
         job.n_items = spec.n_items
-        job.since = now
         self.jobs[handle] = job
         self.nbytes += job.nbytes
         if terms.blobs:
@@ -130,7 +129,10 @@ class Book:
 
     def listen(self, job: Job, session: Session, ticket: int) -> None:
         """Add a listener."""
-        job.listeners.append((session, ticket))
+        if job.listeners:
+            job.listeners.append((session, ticket))
+        else:
+            job.listeners = [(session, ticket)]  # an append would keep room for three more
         session.tickets[ticket] = job
         session.nbytes += job.nbytes
 

@@ -103,7 +103,13 @@ class Job:
     )
 
     def __init__(
-        self, handle: int, origin: Origin, queue: Queue, terms: SubmitJobs, argument: Body
+        self,
+        handle: int,
+        origin: Origin,
+        queue: Queue,
+        terms: SubmitJobs,
+        lane: LaneId,
+        argument: Body,
     ) -> None:
         self.handle = handle
         self.origin = origin
@@ -117,7 +123,7 @@ class Job:
         self.since = 0.0  # when it was submitted
         self.background = terms.background
         self.priority = terms.priority
-        self.lane = LaneId(origin.session, terms.lane)
+        self.lane = lane  # of its first submit, whose jobs share it as they do the terms
         self.also: dict[tuple[LaneId, int], None] | None = None  # lanes of those who joined
         self.listeners: list[tuple[Session, int]] = []  # with their tickets
         self.state: JobState = READY

@@ -316,6 +316,7 @@ class State:
         match message:
             case wire.ChildLost():
                 supervisor.ended.append(message.child)
+                self._forget_adoptable(supervisor, message.child)
                 worker = supervisor.workers.get(message.child)
                 if worker is not None:
                     self._lose_worker(worker, message, now)
@@ -365,6 +366,10 @@ class State:
 
     def _after_hello_of_supervisor(self, supervisor: Supervisor, hello: wire.Hello) -> None:
         for running in hello.running if hello.boot != self.boot else ():
+            worker = supervisor.workers.get(running.child)
+            held = () if worker is None else worker.held.values()
+            if any(job.origin == running.origin for job in held):
+                continue  # its child was here before it, and got this from us
             self._adoptable[running.origin] = (supervisor, running.child)
             if running.uniq:
                 self._adoptable_uniq[running.function, running.uniq] = running.origin
@@ -455,6 +460,7 @@ class State:
         queue = self.crew.require_queue(message.function, needs)
         may_merge = message.merge or queue.function.merge
         message.jobs = []  # from here on it is the terms that its jobs share
+        lane = wire.LaneId(session.id, message.lane)
         accepted: list[wire.Accepted] = []
         refused: list[int] = []
         told: list[tuple[Session, Untaken]] = []
@@ -480,7 +486,7 @@ class State:
                         progress.append(wire.JobStatus(ticket, *live.progress))
                     handle = live.handle
                 elif self.book.has_room(session, len(argument)):
-                    job = self.book.create(session, queue, message, spec, argument, now)
+                    job = self.book.create(session, queue, message, lane, spec, argument)
                     self._start(job, spec, now)
                     handle = job.handle
                 else:
@@ -516,6 +522,7 @@ class State:
 
     def _start(self, job: Job, spec: wire.JobSpec, now: float) -> None:
         """Let a new job stand, wait for its time, or be what a worker has been running already."""
+        job.since = now
         worker = self._adopter(job, spec) if self._adoptable else None
         if worker is not None:
             self.book.assign(job, worker)

@@ -170,6 +170,16 @@ EDITS: dict[str, list[Edit]] = {
             "pass",
         ),
         Edit(
+            "a dead child is believed to run what it did",
+            "self._forget_adoptable(supervisor, message.child)",
+            "pass",
+        ),
+        Edit(
+            "what a child got here is believed to be of an earlier boot",
+            "if any(job.origin == running.origin for job in held):",
+            "if False:",
+        ),
+        Edit(
             "a cancel that was missed is not said again",
             "if job.unwanted:\n                    self._send(",
             "if False:\n                    self._send(",

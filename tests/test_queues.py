@@ -18,7 +18,8 @@ def queue() -> Queue:
 
 
 def a_job(queue: Queue, handle: int, nbytes: int = 1) -> Job:
-    return Job(handle, Origin(SESSION, handle), queue, SubmitJobs("f", []), b"x" * nbytes)
+    terms = SubmitJobs("f", [])
+    return Job(handle, Origin(SESSION, handle), queue, terms, A, b"x" * nbytes)
 
 
 def push(queue: Queue, handle: int, *lanes: LaneId, priority: int = NORMAL) -> Job:

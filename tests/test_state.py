@@ -1095,3 +1095,27 @@ def test_jobs_that_a_worker_gives_back_keep_their_order(net: Net) -> None:
         worker.grab()
     worker.say(wire.GiveBack(handles[:3]))
     assert [worker.grab().handle for _ in range(4)] == handles
+
+
+def test_what_a_child_ran_that_has_died_since_goes_to_another() -> None:
+    net = Net(boot="b2")
+    client = Client(net)
+    running = [wire.Running(1, wire.Origin(client.session, 5), "f", b"u")]
+    supervisor = Supervisor(net, boot="b1", running=running)
+    supervisor.say(wire.ChildLost(1, [], 0, 0, "SIGKILL"))
+    client.submitted(ticket=5, resubmit=True, uniq=b"u", merge=True)
+    Worker(net, "f", number=2).grab()
+    net.quiet()
+
+
+def test_what_a_child_got_here_is_not_taken_for_an_earlier_boots() -> None:
+    net = Net(boot="b2")
+    client, worker = Client(net), Worker(net, "f", child=1)
+    handle = client.submitted(uniq=b"u", merge=True)
+    job = worker.grab()
+    Supervisor(net, boot="b1", running=[wire.Running(1, job.origin, "f", b"u")])
+    worker.complete(handle)
+    client.result()
+    client.submitted(uniq=b"u", merge=True)
+    Worker(net, "f", number=2).grab()
+    net.quiet()

@@ -400,7 +400,7 @@ class _Known:
         self.is_welcome = False
         self.interval = 1.0
         self.beat_at = 0.0
-        self.said: deque[tuple[float, Message]] = deque()
+        self.said: deque[tuple[float, str, Message]] = deque()  # (when, to which boot, what)
 
 
 class Host(Peer):
@@ -488,11 +488,11 @@ class Host(Peer):
         page = child.page
         if not child.alive or not child.is_busy or page.claim is None or page.claim.key != key:
             return
-        taken = page.take()
-        for index in range(len(NAMES)):
-            handles = [one.handle for one in taken if self._is_of(one, index)]
-            if handles:
-                self._say(index, wire.GiveBack(handles))
+        handles: dict[tuple[int, str], list[int]] = {}  # (server, boot) -> of what was taken
+        for taken in page.take():
+            handles.setdefault((taken.server, taken.boot), []).append(taken.handle)
+        for (index, boot), some in handles.items():
+            self._say(index, boot, wire.GiveBack(some))
         child.report_early()
 
     def look_at(self, child: Child) -> None:
@@ -521,15 +521,15 @@ class Host(Peer):
         return key.server == index and key.boot == self.known[index].boot
 
     def _say_of(self, key: Key, message: Message) -> None:
-        if self._is_of(key, key.server):
-            self._say(key.server, message)
+        self._say(key.server, key.boot, message)
 
-    def _say(self, index: int, message: Message) -> None:
+    def _say(self, index: int, boot: str, message: Message) -> None:
+        """Say something to a server while it is in that life, now or when it is back."""
         known = self.known[index]
         while known.said and known.said[0][0] < self.sim.now - REPEAT:
             known.said.popleft()
-        known.said.append((self.sim.now, message))
-        if known.is_welcome:
+        known.said.append((self.sim.now, boot, message))
+        if known.is_welcome and boot == known.boot:
             self.send(index, message)
 
     def _beat(self) -> None:
@@ -579,8 +579,6 @@ class Host(Peer):
 
     def _on_welcome(self, index: int, welcome: wire.Welcome) -> None:
         known = self.known[index]
-        if welcome.boot != known.boot:
-            known.said.clear()
         known.boot, known.interval = welcome.boot, welcome.interval or known.interval
         known.is_welcome = True
         known.beat_at = self.sim.now + known.interval
@@ -591,8 +589,8 @@ class Host(Peer):
             here.update(key for key, is_taken in page.unclaimed.items() if not is_taken)
             if page.claim is not None:
                 here.add(page.claim.key)
-        for at, message in known.said:
-            if at < self.sim.now - REPEAT:
+        for at, boot, message in known.said:
+            if at < self.sim.now - REPEAT or boot != known.boot:
                 continue
             if isinstance(message, wire.GiveBack):
                 handles = [h for h in message.handles if Key(index, known.boot, h) not in here]
