@@ -134,7 +134,17 @@ class _Server:
         self.is_welcome = False
         self.interval = 1.0  # seconds between two heartbeats
         self.heartbeat_at = 0.0
-        self.said: deque[tuple[float, Message]] = deque(maxlen=MAX_REPEATED)  # since REPEAT ago
+        # Since REPEAT ago: (when, to which boot, what).
+        self.said: deque[tuple[float, int, Message]] = deque(maxlen=MAX_REPEATED)
+
+
+class _Death(NamedTuple):
+    """A child that ended, and what its page said then."""
+
+    at: float
+    child: _Child
+    view: View
+    exit: str
 
 
 class Supervisor:
@@ -183,6 +193,7 @@ class Supervisor:
             log_level=log_level,
         )
         self._children: dict[int, _Child] = {}  # child number -> child
+        self._deaths: deque[_Death] = deque(maxlen=MAX_REPEATED)  # since REPEAT ago
         self._n_started = 0
         self._n_failed = 0  # children in a row that ended before they were ready
         self._start_at: list[float] = []  # when to start the ones that are missing
@@ -325,8 +336,11 @@ class Supervisor:
         child.page.close()
         if was_ready:
             self._on_ready()
-        for index in range(len(self._servers)):
-            self._say(index, self._obituary(child, view, index, exit))
+        death = _Death(now, child, view, exit)
+        self._deaths.append(death)
+        for index, server in enumerate(self._servers):
+            if server.is_welcome:
+                server.link.send(self._obituary(death, index))
         if self._ending:
             return
         if view.claims:
@@ -344,7 +358,8 @@ class Supervisor:
         else:
             self._start_later()
 
-    def _obituary(self, child: _Child, view: View, index: int, exit: str) -> ChildLost:
+    def _obituary(self, death: _Death, index: int) -> ChildLost:
+        _, child, view, exit = death
         claims = [claim for claim in view.claims if self._is_of(claim.key, index, but=child.told)]
         ended = [key.handle for key in view.ended if self._is_of(key, index, but=child.told)]
         if self._n_terms > 1:
@@ -462,11 +477,11 @@ class Supervisor:
     def _relieve(self, child: _Child, view: View) -> None:
         """Give back what a busy child has not started, and have it send what it has done."""
         if view.unclaimed:
-            taken = child.page.take()
-            for index in range(len(self._servers)):
-                handles = [key.handle for key in taken if self._is_of(key, index)]
-                if handles:
-                    self._say(index, GiveBack(handles))
+            handles: dict[tuple[int, int], list[int]] = {}  # (server, boot) -> of what was taken
+            for key in child.page.take():
+                handles.setdefault((key.server, key.boot), []).append(key.handle)
+            for (index, boot), some in handles.items():
+                self._say(index, boot, GiveBack(some))
         key = view.claims[0].key
         if view.ended and child.nudged != key:
             child.nudged = key
@@ -480,18 +495,20 @@ class Supervisor:
         return key.server == index and key.boot == boot_key(server.boot) and key not in but
 
     def _say_of(self, key: Key, message: Message) -> None:
-        """Say something of a job to the server that assigned it, if that still knows it."""
-        if self._is_of(key, key.server):
-            self._say(key.server, message)
+        """Say something of a job to the server that assigned it."""
+        self._say(key.server, key.boot, message)
 
-    def _say(self, index: int, message: Message) -> None:
-        """Say something, and once more if the link breaks soon."""
+    def _say(self, index: int, boot: int, message: Message) -> None:
+        """Say something to a server in that life of it, and once more if the link breaks soon.
+
+        A child may have a job of a life of which this process has not heard yet.
+        """
         server = self._servers[index]
         now = time.monotonic()
         while server.said and server.said[0][0] < now - REPEAT:
             server.said.popleft()
-        server.said.append((now, message))
-        if server.is_welcome:
+        server.said.append((now, boot, message))
+        if server.is_welcome and boot == boot_key(server.boot):
             server.link.send(message)
 
     def _on_event(self, index: int, event: Event) -> None:
@@ -542,8 +559,6 @@ class Supervisor:
     def _on_welcome(self, index: int, welcome: Welcome) -> None:
         server = self._servers[index]
         logger.info("connected to %s at %s", welcome.name, server.link.endpoint)
-        if welcome.boot != server.boot:
-            server.said.clear()
         server.boot = welcome.boot
         server.interval = welcome.interval or server.interval
         server.is_welcome = True
@@ -553,10 +568,11 @@ class Supervisor:
             key.handle
             for _, view in self._views()
             for key in (*(claim.key for claim in view.claims), *view.ended, *view.unclaimed)
-            if key.server == index
+            if self._is_of(key, index)
         }
-        for at, message in server.said:
-            if at < time.monotonic() - REPEAT:
+        since = time.monotonic() - REPEAT
+        for at, boot, message in server.said:
+            if at < since or boot != boot_key(server.boot):
                 continue
             if isinstance(message, GiveBack):
                 handles = [handle for handle in message.handles if handle not in here]
@@ -564,6 +580,9 @@ class Supervisor:
                     continue
                 message = GiveBack(handles)
             server.link.send(message)
+        for death in self._deaths:
+            if death.at >= since:
+                server.link.send(self._obituary(death, index))
 
     def _views(self) -> Iterator[tuple[int, View]]:
         for child in self._children.values():

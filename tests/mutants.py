@@ -458,10 +458,8 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "a lost job is no resubmit",
-            "        ticket.resubmit = True\n        ticket.server = None\n"
-            "        self._homeless.append(ticket)\n\n    def _uncount",
-            "        ticket.server = None\n        self._homeless.append(ticket)\n\n"
-            "    def _uncount",
+            "        ticket.resubmit = True\n        ticket.lost_at",
+            "        ticket.lost_at",
         ),
         Edit(
             "a lost server's jobs stay there",

@@ -503,6 +503,21 @@ def test_a_server_that_restarted_is_told_what_runs_since_before(
     assert done.origins == [job.assigned.origin]
 
 
+def test_a_child_that_died_while_the_server_was_away_is_told_to_its_next_life(
+    server: FakeServer, worker: Running
+) -> None:
+    server.wait(GrabJobs)
+    (child,) = worker.children()
+    server.stop()
+    os.kill(child, signal.SIGKILL)
+    deadline = time.monotonic() + 10.0
+    while worker.children() in ([], [child]):  # until another one is started in its place
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.start()
+    assert server.wait(ChildLost).message == ChildLost(1, [], 0, 0, "SIGKILL")
+
+
 def test_a_supervisor_that_a_server_does_not_know_says_hello_again(
     server: FakeServer, worker: Running
 ) -> None:
