@@ -402,6 +402,9 @@ class Jobs:
 
     def _settings(self, options: MapOptions | ImapOptions) -> Settings:
         said: dict[str, Any] = dict(options)
+        known = ImapOptions.__optional_keys__ - {"servers"}
+        for name in said.keys() - known:
+            raise TypeError(f"a map has no option {name!r}; it has {', '.join(sorted(known))}")
         own = self._options
         said.setdefault("priority", own.priority)
         said.setdefault("merge", own.merge)
