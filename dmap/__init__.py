@@ -28,6 +28,7 @@ __all__ = [
     "Job",
     "job",
     "current_job",
+    "per_worker",
     "set_job_servers",
     "shutdown",
     "DmapError",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
         RemoteError,
         WorkerLost,
     )
+    from dmap.factories import per_worker
     from dmap.jobs import Job, as_completed, wait
     from dmap.registry import current_job, job
 else:
@@ -92,6 +94,7 @@ else:
             ),
             "dmap.client",
         ),
+        "per_worker": "dmap.factories",
         **dict.fromkeys(("Job", "as_completed", "wait"), "dmap.jobs"),
         **dict.fromkeys(("current_job", "job"), "dmap.registry"),
         **dict.fromkeys(

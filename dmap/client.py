@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack, overload
 
-from dmap import closures, identity, raised, registry, work
+from dmap import closures, identity, overlay, pickling, raised, registry, work, writes
+from dmap.closures import Closure
 from dmap.connection import Connection, python_version
 from dmap.errors import Busy, NoServer
 from dmap.jobs import Job, error_of
 from dmap.map import PRIORITIES, ImapOptions, Items, Map, MapOptions, Priority, Settings
 from dmap.tickets import Attached, Blob, Event, Failed, InBackground, Refused, Terms, Ticket
+from dmap.warn import warn, warn_once
 from jobserver.keys import endpoints
 from jobserver.protocol import Body, Origin
 
@@ -85,12 +87,16 @@ class _Options:
 class _Known:
     """A function that was pickled, and what that pickle depends on."""
 
-    __slots__ = ("fingerprint", "func", "terms")
+    __slots__ = ("closure", "extended", "fingerprint", "func", "terms", "watch")
 
-    def __init__(self, func: Any, fingerprint: identity.Fingerprint, terms: Terms) -> None:
-        self.func = func  # keeps its id
+    def __init__(self, closure: Closure, fingerprint: identity.Fingerprint, terms: Terms) -> None:
+        self.closure = closure
+        self.func = closure.func  # keeps its id
         self.fingerprint = fingerprint
         self.terms = terms
+        self.watch = closure.watch()
+        # id of a bundle, for arguments that need more modules -> terms
+        self.extended: dict[bytes, Terms] = {}
 
 
 class Jobs:
@@ -154,17 +160,21 @@ class Jobs:
         Raises:
             ClosureError: the function or an argument cannot be pickled.
         """
-        connection = self._client._require_connection()
+        uniq = self._options.uniq or b""
         if isinstance(func, str):
             terms = self._terms_of_name(func)
             argument = work.dump_named(args, kwargs)
-            uniq = self._options.uniq or identity.argument_uniq(argument)
+            uniq = uniq or _argument_uniq(args, kwargs)
         else:
-            terms = self._terms_of(func)
-            argument = work.dump_call(args, kwargs)
-            uniq = self._options.uniq or b""
+            known = self._require_known(func)
+            seen = pickling.Seen()
+            argument = work.dump_call(args, kwargs, seen)
+            terms = known.terms
+            if seen.modules:
+                terms = self._terms_for(known, seen)
             if self._options.merge and not uniq:
-                uniq = identity.item_uniq(terms.blobs[0].id, argument)
+                uniq = known.closure.uniq("call", (args, kwargs))
+        connection = self._client._require_connection()
         job: Job[Any] = Job(connection)
         ticket = Ticket(connection.next_number(), terms, argument, job, uniq)
         job._ticket = ticket
@@ -187,19 +197,21 @@ class Jobs:
             NoServer: none answered.
             ClosureError: the function or an argument cannot be pickled.
         """
-        connection = self._client._require_connection()
         argument: Body
+        uniq = self._options.uniq or b""
         if isinstance(func, str):
-            blobs: tuple[Blob, ...] = ()
             argument = work.dump_named(args, kwargs)
-            uniq = self._options.uniq or identity.argument_uniq(argument)
+            uniq = uniq or _argument_uniq(args, kwargs)
+            terms = self._make_terms(func, background=True)
         else:
-            blobs = (_closure(func),)
-            argument = work.dump_call(args, kwargs)
-            uniq = self._options.uniq or b""
+            closure = _prepare(func)
+            seen = pickling.Seen()
+            argument = work.dump_call(args, kwargs, seen)
             if self._options.merge and not uniq:
-                uniq = identity.item_uniq(blobs[0].id, argument)
-        terms = self._make_terms(func if isinstance(func, str) else None, blobs, background=True)
+                uniq = closure.uniq("call", (args, kwargs))
+            blobs = closure.blobs_for(seen)
+            terms = self._make_terms(None, blobs, closure.labels, background=True)
+        connection = self._client._require_connection()
         acceptance = _Acceptance()
         ticket = Ticket(connection.next_number(), terms, argument, acceptance, uniq)
         connection.submit(ticket)
@@ -415,15 +427,16 @@ class Jobs:
     def _start_map(
         self, func: Callable[..., Any], items: Items, settings: Settings, *, keep: bool
     ) -> Map:
+        # Before a connection is made: what cannot travel is said at once.
+        closure = _prepare(func)
         connection = self._client._require_connection()
         name = getattr(func, "__qualname__", type(func).__qualname__)
-        closure = _closure(func)
         return Map(connection, closure, items, settings, name, ancestors=_ancestors(), keep=keep)
 
     # --- terms --------------------------------------------------------------------------------
 
-    def _terms_of(self, func: Callable[..., Any]) -> Terms:
-        """Return the terms of calls of a function, with its pickle of now."""
+    def _require_known(self, func: Callable[..., Any]) -> _Known:
+        """Return a function with its pickle of now and the terms of its calls."""
         known = self._known.get(id(func))
         fingerprint = identity.fingerprint(func)
         nested = registry.current_worker() is not None
@@ -433,28 +446,48 @@ class Jobs:
             and not nested
             and known.func is func
             and identity.is_same(known.fingerprint, fingerprint)
+            and (known.watch is None or known.watch.holds())
         ):
-            return known.terms
-        closures.check_callable(func)
-        terms = self._make_terms(None, (_closure(func),))
+            return known
+        closure = _prepare(func)
+        known = _Known(closure, fingerprint or (), self._make_closure_terms(closure.blobs, closure))
         if fingerprint is not None and not nested:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            self._known[id(func)] = _Known(func, fingerprint, terms)
+            self._known[id(func)] = known
+        return known
+
+    def _terms_for(self, known: _Known, seen: pickling.Seen) -> Terms:
+        """Return the terms of calls whose arguments count on these modules too."""
+        blobs = known.closure.blobs_for(seen)
+        if blobs is known.closure.blobs:
+            return known.terms
+        terms = known.extended.get(blobs[1].id)
+        if terms is None:
+            terms = self._make_closure_terms(blobs, known.closure)
+            known.extended[blobs[1].id] = terms
         return terms
+
+    def _make_closure_terms(self, blobs: tuple[Blob, ...], closure: Closure) -> Terms:
+        return self._make_terms(None, blobs, closure.labels)
 
     def _terms_of_name(self, name: str) -> Terms:
         if registry.current_worker() is not None:
-            return self._make_terms(name, ())
+            return self._make_terms(name)
         terms = self._named.get(name)
         if terms is None:
             if not 1 <= len(name) <= 256 or not name.isprintable():
                 raise ValueError(f"{name!r} is no name of a function")
-            terms = self._named[name] = self._make_terms(name, ())
+            terms = self._named[name] = self._make_terms(name)
         return terms
 
     def _make_terms(
-        self, name: str | None, blobs: tuple[Blob, ...], *, background: bool = False
+        self,
+        name: str | None,
+        blobs: tuple[Blob, ...] = (),
+        labels: tuple[str, ...] = (),
+        *,
+        background: bool = False,
     ) -> Terms:
         """Make the terms of a named function's calls, or of a closure's."""
         options = self._options
@@ -464,7 +497,7 @@ class Jobs:
             background=background,
             merge=options.merge,
             python=python_version() if name is None else "",
-            labels=options.labels,
+            labels=(*options.labels, *labels),
             attempts=options.attempts,
             timeout=options.timeout or 0.0,
             not_before=options.not_before,
@@ -546,10 +579,23 @@ class _Acceptance:
             self.event = event
 
 
-def _closure(func: Callable[..., Any]) -> Blob:
-    closures.check_callable(func)
-    body = closures.dump_function(func)
-    return Blob(closures.blob_id(body), body)
+def _argument_uniq(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Return what makes a named function's call equal to others; its own if that cannot be told."""
+    try:
+        return identity.argument_uniq(args, kwargs)
+    except identity.Unidentifiable:
+        return os.urandom(32)
+
+
+def _prepare(func: Callable[..., Any]) -> Closure:
+    """Make a function ready to travel, and tell the caller of what would surprise him."""
+    closure = Closure(func)
+    for text in writes.lost_writes(func):
+        warn(text)
+    stale = overlay.stale(func) if closure.modules else None
+    if stale:
+        warn_once(stale)
+    return closure
 
 
 def _ancestors() -> tuple[Origin, ...]:

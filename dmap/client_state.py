@@ -48,7 +48,6 @@ from dmap.tickets import (
     Answered,
     Asked,
     Attached,
-    Blob,
     Complaint,
     Completed,
     Event,
@@ -56,6 +55,7 @@ from dmap.tickets import (
     Heard,
     InBackground,
     Lane,
+    Needs,
     NoWorkers,
     Owner,
     Probe,
@@ -80,6 +80,14 @@ SILENCE: Final = 5
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds until calls fail when no server has ever answered."""
 MOST_QUIET: Final = 30.0
+ASK_AGAIN: Final = 0.5
+"""Seconds between two questions who can do jobs, after nobody was found."""
+ABSENCE: Final = 1.0
+"""Seconds that nobody is found before that is said."""
+RESTART: Final = 10.0
+"""The same where there were workers: a process that died may be all that a host had, and the next
+one has modules to import."""
+MAX_MET: Final = 1000
 FIRST_PAUSE: Final = 0.02
 LAST_PAUSE: Final = 1.0
 """Seconds between two tries at a busy server; doubled from the first to the last."""
@@ -126,6 +134,7 @@ class ClientState:
         self.ever_up = False
         self._homeless: deque[Ticket] = deque()  # those with no server chosen; ended are skipped
         self._terms: dict[Terms, None] = {}  # those with live tickets
+        self._met: dict[Needs, None] = {}  # those that some worker has met
         self._lanes: dict[int, Lane] = {}  # open ones
         self._asked: dict[int, Asked] = {}  # request -> question without an answer
         self._unasked: list[tuple[str, Question, Owner]] = []  # until the servers are known
@@ -258,7 +267,7 @@ class ClientState:
             case wire.BlobTaken(blob, text):
                 self._on_blob_taken(server, blob, text, now)
             case wire.StatusIs() | wire.WorkersAre() | wire.Shown():
-                self._on_answer(message, bodies)
+                self._on_answer(message, bodies, now)
             case wire.Credit(jobs, nbytes):
                 server.max_jobs, server.max_nbytes = jobs, nbytes
             case wire.Draining():
@@ -482,8 +491,7 @@ class ClientState:
             fail = wire.JobFail(
                 ticket.number, "lost", text, 0, ticket.n_items, 1, text, server.name
             )
-            self._end(ticket, None)
-            self._events.append(Failed(ticket.owner, ticket, fail, ()))
+            self._fail(ticket, None, fail)
             return
         ticket.resubmit = True
         ticket.lost_at = server
@@ -521,6 +529,22 @@ class ClientState:
         if not terms.n_live:
             del self._terms[terms]
 
+    def _fail(
+        self,
+        ticket: Ticket,
+        server: Server | None,
+        message: wire.JobException | wire.JobFail,
+        bodies: tuple[Body, ...] = (),
+    ) -> None:
+        """End a ticket without a result, by the word of this server.
+
+        It keeps its argument, for an owner who wants to see what failed.
+        """
+        argument = ticket.argument
+        self._end(ticket, server)
+        ticket.argument = argument
+        self._events.append(Failed(ticket.owner, ticket, message, bodies))
+
     # --- what is said -------------------------------------------------------------------------
 
     def _greet(self, server: Server, now: float) -> None:
@@ -547,7 +571,7 @@ class ClientState:
                 queue.popleft()
             if terms.retry_at and now >= terms.retry_at:
                 terms.retry_at = 0.0
-            if queue and not terms.retry_at and self._put_blobs(server, terms.blobs):
+            if queue and not terms.retry_at and self._put_blobs(server, terms):
                 lane = self._lanes.get(terms.lane)
                 if lane is not None and terms.lane not in server.lanes:
                     server.lanes.add(terms.lane)
@@ -596,17 +620,19 @@ class ClientState:
             server.out.append((message, (wire.join(arguments),) if nbytes else ()))
         return within
 
-    def _put_blobs(self, server: Server, blobs: tuple[Blob, ...]) -> bool:
-        """See to it that a server has these blobs; return whether jobs may follow already."""
+    def _put_blobs(self, server: Server, terms: Terms) -> bool:
+        """See to it that a server has what jobs name; return whether they may follow already."""
         ready = True
-        for blob in blobs:
+        for blob in terms.blobs:
             if blob.id in server.blobs:
                 continue
+            nbytes = wire.nbytes_of(blob.body)
             if blob.id not in server.putting:
                 server.putting.add(blob.id)
                 server.out.append((wire.PutBlob(blob.id), (blob.body,)))
+                terms.shipped[server.index] = terms.shipped.get(server.index, 0) + nbytes
             # A large one goes in pieces, which jobs would overtake.
-            ready = ready and wire.nbytes_of(blob.body) <= wire.BODY_NBYTES
+            ready = ready and nbytes <= wire.BODY_NBYTES
         return ready
 
     def _find(self, where: str) -> Server | None:
@@ -679,6 +705,8 @@ class ClientState:
             if not terms.stuck:
                 terms.probe_at = now + QUIET
             if n_workers:  # it is not said of a result that is said again
+                if not terms.n_workers or terms.absence is not None:
+                    self._meet(terms)
                 terms.n_workers = n_workers
             self._end(ticket, server)
             n_items = job.n_items
@@ -708,8 +736,9 @@ class ClientState:
                 return
         del self.tickets[ticket.number]
         ticket.terms.probe_at = now + QUIET
-        self._end(ticket, server)
-        self._events.append(Failed(ticket.owner, ticket, message, bodies))
+        if message.host:  # a worker had it
+            self._meet(ticket.terms)
+        self._fail(ticket, server, message, bodies)
 
     def _on_word(
         self,
@@ -720,6 +749,7 @@ class ClientState:
         ticket = self.tickets.get(message.ticket)
         if ticket is not None:
             ticket.terms.probe_at = now + QUIET
+            self._meet(ticket.terms)
             body = bodies[0] if bodies else b""
             self._events.append(Heard(ticket.owner, ticket, message, body))
 
@@ -741,6 +771,8 @@ class ClientState:
                 ticket.where = where
                 ticket.handle = handle + number - first
                 terms = ticket.terms
+                if message.n_workers and (not terms.n_workers or terms.absence is not None):
+                    self._meet(terms)
                 terms.n_workers = message.n_workers
                 terms.no_room_since = 0.0
                 if not message.n_workers:
@@ -820,7 +852,10 @@ class ClientState:
         ]
 
     def _on_answer(
-        self, message: wire.StatusIs | wire.WorkersAre | wire.Shown, bodies: Sequence[Body]
+        self,
+        message: wire.StatusIs | wire.WorkersAre | wire.Shown,
+        bodies: Sequence[Body],
+        now: float,
     ) -> None:
         asked = self._asked.pop(message.request, None)
         if asked is None:
@@ -834,21 +869,19 @@ class ClientState:
             probe.pythons.update(message.pythons)
             probe.labels.update(message.labels)
             if len(probe.counts) >= probe.waits_for:
-                self._on_probed(probe)
+                self._on_probed(probe, now)
 
-    def _on_probed(self, probe: Probe) -> None:
+    def _on_probed(self, probe: Probe, now: float) -> None:
         terms = probe.terms
         terms.stuck = False
         if not terms.n_live:
             return
-        terms.n_workers = sum(probe.counts.values())
-        if not terms.n_workers:
-            self._events.append(
-                NoWorkers(
-                    terms, probe.n_others, tuple(sorted(probe.pythons)), tuple(sorted(probe.labels))
-                )
-            )
+        n_workers = sum(probe.counts.values())
+        if not n_workers:
+            self._on_absence(probe, now)
             return
+        self._meet(terms)
+        terms.n_workers = n_workers
         terms.avoid = frozenset(server for server, n in probe.counts.items() if not n)
         if not terms.avoid:
             return
@@ -869,6 +902,28 @@ class ClientState:
         lane = self._lanes.get(terms.lane)
         if lane is not None and lane.server in terms.avoid:
             lane.server = None
+
+    def _on_absence(self, probe: Probe, now: float) -> None:
+        """Nobody can take jobs of these terms; say so if that lasts."""
+        terms = probe.terms
+        if terms.absence is None:
+            terms.say_at = now + (RESTART if terms.needs in self._met else ABSENCE)
+        pythons, labels = tuple(sorted(probe.pythons)), tuple(sorted(probe.labels))
+        terms.absence = NoWorkers(terms, probe.n_others, pythons, labels)
+        if now >= terms.say_at:
+            terms.n_workers = 0
+            self._events.append(terms.absence)
+        else:
+            terms.probe_pause = QUIET
+            terms.probe_at = min(now + ASK_AGAIN, terms.say_at)
+
+    def _meet(self, terms: Terms) -> None:
+        """Note that there is a worker for jobs of these terms."""
+        terms.absence = None
+        if terms.needs not in self._met:
+            if len(self._met) >= MAX_MET:
+                del self._met[next(iter(self._met))]
+            self._met[terms.needs] = None
 
     def _on_error(self, server: Server, code: str, text: str, now: float) -> None:
         if code == "hello_first":
@@ -942,7 +997,7 @@ class ClientState:
             if isinstance(asked.owner, Probe):
                 asked.owner.waits_for -= 1
                 if asked.owner.counts and len(asked.owner.counts) >= asked.owner.waits_for:
-                    self._on_probed(asked.owner)
+                    self._on_probed(asked.owner, now)
             else:
                 self._events.append(Answered(asked.owner, None, b""))
 

@@ -1,9 +1,15 @@
-"""Functions as bytes: with what they close over, loaded anywhere, kept by the digest of the bytes.
+"""Functions as blobs: with all that they need, loaded anywhere, kept by their names.
 
-A function that can be imported goes by reference, and its module must be where it runs. A lambda,
-a local function, and all of ``__main__`` go by value: code, defaults, captured variables and the
-globals that they use. The bytes are a body of `dmap.pickling` with every buffer out of band, so
-captured arrays are loaded as read-only views of the blob and cost no copy.
+A function that can be imported goes by reference. A lambda, a local function, and all of
+``__main__`` go by value: code, defaults, captured variables and the globals that they use. *Local
+code* (``local_code``), modules that only this machine can be expected to have, goes along as
+source. So a closure is one to MAX_BLOBS blobs::
+
+    the function | the sources of local modules, if any | captured buffers from 1 MiB up, if any
+
+The first is a body of `dmap.pickling` with every buffer out of band, so captured arrays are loaded
+as read-only views and cost no copy. Large ones are blobs of their own: they are the same blob
+while they do not change, whatever else does, and the workers of one host share their memory.
 """
 
 from __future__ import annotations
@@ -12,15 +18,26 @@ import functools
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, MethodType
-from typing import Any, Final
+import weakref
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
-from dmap import pickling
+from dmap import identity, local_code, overlay, pickling, sources, versions
 from dmap.errors import ClosureError
+from dmap.tickets import Blob
+from dmap.warn import warn_once
 
-__all__ = ["FunctionCache", "blob_id", "check_callable", "dump_function", "load_function"]
+if TYPE_CHECKING:
+    from dmap.namespaces import Namespace
+    from jobserver.protocol import Body, Buffer
 
+__all__ = ["Closure", "Function", "FunctionCache", "blob_id", "check_callable", "load_function"]
+
+Kind: TypeAlias = Literal["map", "star", "call"]
+
+MAX_BLOBS: Final = 64
+"""What a job may name."""
 MAX_FUNCTIONS: Final = 256
 MAX_NBYTES: Final = 2**30
 
@@ -47,59 +64,185 @@ def check_callable(func: object) -> None:
         code = getattr(method, "__code__", None)
         if isinstance(code, CodeType) and code.co_flags & _ASYNC:
             raise ClosureError(
-                f"{_name(func)} is an async function: a worker would make its coroutine and await "
-                "nothing; pass a plain function that calls asyncio.run() on it"
+                f"{name_of(func)} is an async function: a worker would make its coroutine and "
+                "await nothing; pass a plain function that calls asyncio.run() on it"
             )
 
 
-def dump_function(func: Callable[..., Any]) -> bytes:
-    """Return a function, class or other callable as bytes, with what it closes over.
-
-    Equal functions give equal bytes in one process as far as cloudpickle does; across processes
-    the order of sets makes them differ.
+class Closure:
+    """A function that is ready to travel, as it was when this was made.
 
     Raises:
-        ClosureError: something in it cannot be pickled. The message names the captured variable if
-            one level of looking finds it; the reason is chained.
+        TypeError: it is no function.
+        ClosureError: it cannot travel. The message has the path to what is in the way; the reason
+            is chained.
+
+    Attributes:
+        func: The function itself.
+        blobs: What goes to the servers; the first is the function.
+        labels: What a worker needs beside its Python to load it.
+        modules: The local modules that go along.
     """
-    try:
-        body = pickling.dump(func, inline_nbytes=0)
-    except MemoryError:
-        raise
-    except Exception as error:  # code of captured objects runs
-        for what, value in _captures(func):
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        check_callable(func)
+        seen = pickling.Seen()
+        self.func = func
+        try:
+            # In this order: the functions that went by value are known when the sources' turn is.
+            value = (func, _Sources(seen))
+            body, external = pickling.dump_function(value, seen, MAX_BLOBS - 2)
+        except MemoryError:
+            raise
+        except Exception as error:  # code of captured objects runs
+            from dmap import culprit  # where all goes well, nobody needs it
+
+            name = name_of(func)
+            why = culprit.explain(f"the function {name}", name, func, error)
+            raise ClosureError(why) from error
+        self.labels = versions.with_cloudpickle(()) if seen.by_value else ()
+        self.modules = local_code.needed(seen.modules)
+        # module -> name -> what the functions read there that is not as its source makes it
+        self._constants: dict[str, dict[str, object]] = {}
+        self._functions: list[Callable[..., Any]] = [func, *seen.functions]
+        self._counts_on = seen.modules
+        if self.modules:
+            for each in self._functions:
+                for module, values in overlay.constants(each).items():
+                    self._constants.setdefault(module, {}).update(values)
+        self._function = _blob(body)
+        self._buffers = tuple(map(_blob, external))
+        self.blobs = self._blobs_with(self.modules)
+        self._extended: dict[frozenset[str], tuple[Blob, ...]] = {}
+
+    def watch(self) -> overlay.Watch | None:
+        """Return what tells from now on whether its local modules are still the same, if any."""
+        return overlay.Watch(self._functions, self._counts_on) if self.modules else None
+
+    def blobs_for(self, seen: pickling.Seen) -> tuple[Blob, ...]:
+        """Return the blobs for jobs whose arguments count on these modules too."""
+        if not seen.modules or seen.modules <= self.modules:
+            return self.blobs
+        names = frozenset(seen.modules)
+        blobs = self._extended.get(names)
+        if blobs is None:
+            modules = self.modules | local_code.needed(names)
+            same = modules == self.modules
+            blobs = self._extended[names] = self.blobs if same else self._blobs_with(modules)
+        return blobs
+
+    @functools.cached_property
+    def id(self) -> bytes | None:
+        """What the function *is*: equal for equal functions in all processes; None: not to be told.
+
+        The second is warned of.
+        """
+        try:
+            return identity.closure_id(self.func)
+        except identity.Unidentifiable as error:
+            _warn_unmerged(f"the function {name_of(self.func)}", error)
+            return None
+
+    def uniq(self, kind: Kind, item: object, seeding: tuple[int, int] | None = None) -> bytes:
+        """Return the uniq under which equal items of equal functions meet.
+
+        What cannot be told stably gets a uniq of its own, so that it meets nothing.
+
+        Args:
+            kind: How the function is called with it: equal items are not the same job otherwise.
+            item: The item, or the arguments of a "call".
+            seeding: The map's seed and the item's index, if it has a seed.
+        """
+        closure = self.id
+        if closure is not None:
             try:
-                pickling.dump(value)
-            except Exception as own:
-                what = f"{what} of {_name(func)}"
-                raise ClosureError(pickling.refusal(what, value, own)) from own
-        raise ClosureError(pickling.refusal(f"the function {_name(func)}", func, error)) from error
-    return body if isinstance(body, bytes) else b"".join(body)
+                item_id = identity.item_id(item)
+            except identity.Unidentifiable as error:
+                _warn_unmerged(f"an item of {name_of(self.func)}", error)
+            else:
+                return identity.item_uniq(closure + kind.encode(), item_id, seeding)
+        return os.urandom(32)
+
+    def _blobs_with(self, modules: frozenset[str]) -> tuple[Blob, ...]:
+        if not modules:
+            return (self._function, *self._buffers)
+        bundle = _blob(local_code.bundle(modules, self._constants))
+        return (self._function, bundle, *self._buffers)
 
 
-def load_function(blob: bytes | memoryview) -> Callable[..., Any]:
-    """Load what `dump_function` made. Captured arrays are read-only views that keep the blob.
+def _warn_unmerged(what: str, error: identity.Unidentifiable) -> None:
+    warn_once(
+        f"{what} cannot be told from others in a way that holds in every process, so it is not "
+        f"merged: {error} (docs/closures.md#identity)"
+    )
+
+
+class _Sources:
+    """Pickles as the source lines of the functions that went by value before it."""
+
+    def __init__(self, seen: pickling.Seen) -> None:
+        self._seen = seen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (sources.collect(func.__code__ for func in self._seen.functions),)
+
+
+def _blob(body: Body | Buffer) -> Blob:
+    """Make a blob, whose bytes are its own: the user may write to an array at any time."""
+    if not isinstance(body, bytes):
+        body = b"".join(body) if isinstance(body, tuple) else bytes(body)
+    return Blob(blob_id(body), body)
+
+
+class Function(NamedTuple):
+    """A function that was loaded, and what belongs to it.
+
+    Attributes:
+        call: The function.
+        sources: The lines of what went by value, for tracebacks; see ``sources``.
+        namespace: The local modules that came along; to be active while the function runs.
+    """
+
+    call: Callable[..., Any]
+    sources: dict[str, Any]
+    namespace: Namespace | None
+
+
+# bundle's blob id -> its modules, which all functions share that came with it
+_namespaces: weakref.WeakValueDictionary[bytes, Namespace] = weakref.WeakValueDictionary()
+
+
+def load_function(bodies: Sequence[bytes | memoryview]) -> Function:
+    """Load a `Closure`'s blobs. Captured arrays are read-only views that keep them.
 
     Raises:
         ClosureError: it cannot be loaded here. The message names this host, and the module if one
             is missing.
     """
+    from dmap import namespaces
+
     try:
-        func: Callable[..., Any] = pickling.loads(blob, readonly=True)
+        n_external = pickling.count_external(bodies[0])
+        namespace = None
+        if len(bodies) > 1 + n_external:
+            bundle = blob_id(bodies[1])
+            namespace = _namespaces.get(bundle)
+            if namespace is None:
+                namespace = _namespaces[bundle] = namespaces.Namespace(bodies[1])
+        with namespaces.active(namespace):
+            external = bodies[len(bodies) - n_external :]
+            func, lines = pickling.loads(bodies[0], readonly=True, external=external)
     except MemoryError:
         raise
+    except ModuleNotFoundError as error:
+        raise ClosureError(f"the function needs a module: {namespaces.missing(error)}") from error
     except Exception as error:  # imports the user's modules
         here = f"{os.uname().nodename} (Python {platform.python_version()})"
-        if isinstance(error, ModuleNotFoundError):
-            raise ClosureError(
-                f"the function needs the module {error.name!r}, which {here} does not have: "
-                "install it there, or define the function where it goes by value (in __main__)"
-            ) from error
         raise ClosureError(
             f"the function cannot be loaded on {here}: {pickling.reason(error)}; "
             "are the versions of Python, cloudpickle and its modules those of the client?"
         ) from error
-    return func
+    return Function(func, lines, namespace)
 
 
 def blob_id(blob: bytes | memoryview) -> bytes:
@@ -108,7 +251,7 @@ def blob_id(blob: bytes | memoryview) -> bytes:
 
 
 class FunctionCache:
-    """The functions that a worker has loaded, by blob id, least recently used out first.
+    """The functions that a worker has loaded, by the ids of their blobs, least used out first.
 
     The last one stays, however large. Not for several threads.
 
@@ -121,92 +264,49 @@ class FunctionCache:
         self.max_functions = max_functions
         self.max_nbytes = max_nbytes
         self.nbytes = 0
-        # blob id -> function and the nbytes of its blob, least recently used first
-        self._functions: dict[bytes, tuple[Callable[..., Any], int]] = {}
+        # blob ids -> function and the nbytes of its blobs, least recently used first
+        self._functions: dict[tuple[bytes, ...], tuple[Function, int]] = {}
 
-    def get(self, blob_id: bytes) -> Callable[..., Any] | None:
+    def get(self, blobs: tuple[bytes, ...]) -> Function | None:
         """Return the function, now the most recently used, or None if it is not here."""
-        entry = self._functions.pop(blob_id, None)
+        entry = self._functions.pop(blobs, None)
         if entry is None:
             return None
-        self._functions[blob_id] = entry
+        self._functions[blobs] = entry
         return entry[0]
 
-    def load(self, blob_id: bytes, blob: bytes | memoryview) -> Callable[..., Any]:
+    def load(self, blobs: tuple[bytes, ...], bodies: Sequence[bytes | memoryview]) -> Function:
         """Load a function and keep it, dropping others to make room.
 
-        The id is taken on trust: the server that sent the blob checked it.
+        The ids are taken on trust: who sent the blobs checked them.
 
         Raises:
             ClosureError: it cannot be loaded here; nothing changes.
         """
-        func = load_function(blob)
-        nbytes = memoryview(blob).nbytes
-        self._drop(blob_id)
-        self._functions[blob_id] = (func, nbytes)
+        function = load_function(bodies)
+        nbytes = sum(memoryview(body).nbytes for body in bodies)
+        self._drop(blobs)
+        self._functions[blobs] = (function, nbytes)
         self.nbytes += nbytes
         while len(self._functions) > 1 and (
             len(self._functions) > self.max_functions or self.nbytes > self.max_nbytes
         ):
             self._drop(next(iter(self._functions)))
-        return func
+        return function
 
     def __len__(self) -> int:
         return len(self._functions)
 
-    def __contains__(self, blob_id: bytes) -> bool:
-        return blob_id in self._functions
+    def __contains__(self, blobs: tuple[bytes, ...]) -> bool:
+        return blobs in self._functions
 
-    def _drop(self, blob_id: bytes) -> None:
-        entry = self._functions.pop(blob_id, None)
+    def _drop(self, blobs: tuple[bytes, ...]) -> None:
+        entry = self._functions.pop(blobs, None)
         if entry is not None:
             self.nbytes -= entry[1]
 
 
-def _captures(func: object) -> Iterator[tuple[str, object]]:
-    """Yield what a callable takes along, each with the words to call it by."""
-    match func:
-        case functools.partial():
-            yield "the function", func.func
-            for n, value in enumerate(func.args):
-                yield f"argument {n}", value
-            for name, value in func.keywords.items():
-                yield f"argument {name!r}", value
-        case MethodType():
-            yield "the object", func.__self__
-        case FunctionType():
-            for name, cell in zip(func.__code__.co_freevars, func.__closure__ or (), strict=True):
-                try:
-                    yield f"captured variable {name!r}", cell.cell_contents
-                except ValueError:  # not assigned yet
-                    continue
-            for name in sorted(_global_names(func.__code__) & func.__globals__.keys()):
-                yield f"global {name!r}", func.__globals__[name]
-            for value in func.__defaults__ or ():
-                yield "a default", value
-            for name, value in (func.__kwdefaults__ or {}).items():
-                yield f"the default of {name!r}", value
-        case _:
-            for name, value in getattr(func, "__dict__", {}).items():
-                yield f"attribute {name!r}", value
-
-
-def _global_names(code: CodeType) -> set[str]:
-    """Return the globals that code uses, that of its inner functions included."""
-    import dis  # slow to import, and wanted on failure only
-
-    names = {
-        str(instruction.argval)
-        for instruction in dis.get_instructions(code)
-        if instruction.opname == "LOAD_GLOBAL"
-    }
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= _global_names(constant)
-    return names
-
-
-def _name(func: object) -> str:
+def name_of(func: object) -> str:
     """Return what a person calls a callable: its own name, or that of its class."""
     name = getattr(func, "__qualname__", None)
     return pickling.short_name(name if isinstance(name, str) else type(func).__qualname__)

@@ -36,20 +36,20 @@ import socket
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import zmq
 
 from dmap import registry
 from dmap.client_state import ClientState
-from dmap.errors import DmapError, DmapWarning
+from dmap.errors import DmapError
 from dmap.link import Connected, Disconnected, Received, ServerLink
-from dmap.tickets import Answered, Complaint, Event, NoWorkers, Question, Ticket
+from dmap.tickets import Answered, Complaint, Event, Needs, NoWorkers, Question, Ticket
+from dmap.versions import split_labels
+from dmap.warn import warn
 from jobserver import protocol as wire
 from jobserver.pieces import Returned
 
@@ -128,7 +128,7 @@ class Connection:
         self._pushed_at = 0.0
         self._n_turns = 0
         self._last_wait = 0.0  # seconds that the last wait took
-        self._warned: dict[tuple[str, str, tuple[str, ...]], float] = {}  # needs -> when
+        self._warned: dict[Needs, float] = {}  # needs -> when
         self._closing = False
         self._alert = threading.Event()  # something is under way, and perhaps nobody drives
         self._hurry = False  # the background thread should drive at once
@@ -469,14 +469,13 @@ class Connection:
                         raise
 
     def _warn(self, event: NoWorkers) -> None:
-        terms = event.terms
-        needs = (terms.function, terms.python, terms.labels)
+        needs = event.terms.needs
         now = time.monotonic()
         if now - self._warned.get(needs, -math.inf) < WARN_AGAIN:
             return
         self._warned[needs] = now
         text = describe_no_workers(event, self.servers)
-        warnings.warn(text, DmapWarning, stacklevel=_level_of_caller())
+        warn(text)
 
     # --- the background thread ----------------------------------------------------------------
 
@@ -558,37 +557,60 @@ def python_version() -> str:
     return ".".join(platform.python_version_tuple()[:2])
 
 
-def _level_of_caller() -> int:
-    """Return the ``stacklevel`` at which a warning names the line that called into dmap."""
-    level = 1
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__package__") == __package__:
-        level += 1
-        frame = frame.f_back
-    return level if frame is not None else 1
+def describe_no_workers(
+    event: NoWorkers, servers: Sequence[str], then: str = "the jobs wait"
+) -> str:
+    """Say that nobody can do certain jobs, who there is and why that is not enough, and what to do.
 
-
-def describe_no_workers(event: NoWorkers, servers: Sequence[str]) -> str:
-    """Say that nobody can do certain jobs, who there is, and what to do about it."""
+    Args:
+        event: Whom the servers have.
+        servers: Their addresses.
+        then: What follows from it.
+    """
     terms = event.terms
-    python = f" under Python {terms.python}" if terms.python else ""
-    labels = f" with the labels {', '.join(terms.labels)}" if terms.labels else ""
     what = "closures" if terms.function == "dmap" else f"the function {terms.function!r}"
     where = ", ".join(servers)
-    if not event.n_others:
-        there = f"no worker at {where} can run {what}"
-        todo = "start one: dmap-worker --servers ..."
+    if event.n_others == 0:
+        start = "start one: dmap-worker --servers ..."
         if terms.function != "dmap":
-            todo += " --import the_module_that_registers_it"
-    else:
-        there = (
-            f"no worker at {where} runs {what}{python}{labels}; those that do run it have "
-            f"Python {', '.join(event.pythons) or '?'}"
-        )
-        if event.labels:
-            there += f" and the labels {', '.join(event.labels)}"
-        todo = "start one that fits, or ask for less"
-    return f"{there}: the jobs wait; {todo}"
+            start += " --import the_module_that_registers_it"
+        return f"no worker at {where} can run {what}: {then}; {start}"
+    pythons = [terms.python] if terms.python else []
+    cloudpickles, labels = split_labels(terms.labels)
+    under = " and ".join([*_versions("Python", pythons), *_versions("cloudpickle", cloudpickles)])
+    text = f"no worker at {where} runs {what}"
+    text += f" under {under}" if under else ""
+    text += f" with {_labels(labels)}" if labels else ""
+    if event.n_others is not None:
+        text += f"; {_describe_others(event, pythons, cloudpickles, labels)}"
+    todo = "start one that fits, or ask for less (`dmap workers` shows who is there)"
+    return f"{text}: {then}; {todo}"
+
+
+def _describe_others(
+    event: NoWorkers, pythons: Sequence[str], cloudpickles: Sequence[str], labels: Sequence[str]
+) -> str:
+    """Say which workers there are, and what none of them has of what is asked for."""
+    their_pythons = [python for python in event.pythons if python]
+    their_cloudpickles, their_labels = split_labels(event.labels)
+    having = _versions("Python", their_pythons) + _versions("cloudpickle", their_cloudpickles)
+    having += [_labels(their_labels)] if their_labels else []
+    missing = _versions("Python", [one for one in pythons if one not in their_pythons])
+    missing += _versions(
+        "cloudpickle", [one for one in cloudpickles if one not in their_cloudpickles]
+    )
+    missing += [f"the label {label}" for label in labels if label not in their_labels]
+    text = "there is 1" if event.n_others == 1 else f"there are {event.n_others}"
+    text += f" with {', '.join(having)}" if having else ""
+    return f"{text}, but none with {' or '.join(missing) or 'all of that'}"
+
+
+def _versions(what: str, versions: Sequence[str]) -> list[str]:
+    return [f"{what} {' or '.join(versions)}"] if versions else []
+
+
+def _labels(labels: Sequence[str]) -> str:
+    return f"the label{'s' * (len(labels) > 1)} {', '.join(labels)}"
 
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()

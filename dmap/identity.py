@@ -1,19 +1,34 @@
 """What makes two jobs the same, and two sights of one function.
 
-Pure: digests and comparisons only.
+Two jobs are the same if their functions are and their items are: by what they are, in whatever
+process. `dmap.canonical` has how values become digests, `dmap.definitions` how functions do.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import operator
 import sys
 from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Final, TypeAlias
 
-from jobserver.protocol import Body
+from dmap import pickling
+from dmap.canonical import Node, Unidentifiable, close, digest_of, digest_quickly
+from dmap.definitions import Definitions, ValueWalk
+from dmap.values import too_deep
+
+__all__ = [
+    "Definitions",
+    "Fingerprint",
+    "Unidentifiable",
+    "argument_uniq",
+    "closure_id",
+    "fingerprint",
+    "is_same",
+    "item_id",
+    "item_uniq",
+]
 
 Fingerprint: TypeAlias = tuple[object, ...]
 
@@ -21,22 +36,78 @@ _FIXED: Final = (int, float, complex, str, bytes, type(None), ModuleType)
 """What cannot change, or goes by reference."""
 
 
-def item_uniq(closure: bytes, argument: Body) -> bytes:
+def closure_id(func: Callable[..., Any]) -> bytes:
+    """Return 32 bytes that tell what a function is, the same in every process.
+
+    Its code without line numbers and file names, its defaults, attributes and captured values, the
+    globals that its code looks up, and what these lead to, as all of it is now. Functions and
+    classes of installed modules go by their names.
+
+    Args:
+        func: A function, class or other callable.
+
+    Raises:
+        Unidentifiable: it leads to something that cannot be told from others in every process. The
+            message has the path.
+    """
+    return item_id(func)
+
+
+def item_id(value: object, definitions: Definitions | None = None) -> bytes:
+    """Return 32 bytes that are equal for values that are equal in type and value, in all depths.
+
+    They are the same in every process of one Python X.Y.
+
+    Args:
+        value: Any value.
+        definitions: What is known of the functions and classes that values have led to. Without it
+            the class of an instance, say, is looked at in each call.
+
+    Raises:
+        Unidentifiable: there is something in it that cannot be told from others in every process.
+            The message has the path.
+    """
+    digest = digest_quickly(value)
+    if digest is not None:
+        return digest
+    try:
+        part = ValueWalk(Definitions() if definitions is None else definitions).token(value)
+        return digest_of(close(part) if isinstance(part, Node) else part)
+    except MemoryError:
+        raise
+    except Unidentifiable as error:
+        if not isinstance(value, (FunctionType, type)):
+            error.inside(_name_of(value))
+        raise
+    except RecursionError as error:
+        why = too_deep()
+        why.inside(_name_of(value))
+        raise why from error
+    except Exception as error:  # its own code runs, and other threads may change it meanwhile
+        what = f"cannot be looked at ({pickling.reason(error)})"
+        raise Unidentifiable(what, _name_of(value)) from error
+
+
+def item_uniq(closure: bytes, item: bytes, seeding: tuple[int, int] | None = None) -> bytes:
     """Return the uniq under which equal items of equal functions meet.
 
     Args:
-        closure: The blob id of the function.
-        argument: The item, pickled.
+        closure: The id of the function; empty for a named one.
+        item: The id of the item.
+        seeding: The seed of the map and the item's index in it, if it has a seed.
     """
-    digest = hashlib.sha256(closure)
-    for part in (argument,) if isinstance(argument, bytes) else argument:
-        digest.update(part)
-    return digest.digest()
+    digest = digest_quickly((closure, item, *map(int, seeding or ())))
+    assert digest is not None
+    return digest
 
 
-def argument_uniq(argument: Body) -> bytes:
-    """Return the uniq of a call of a named function, whose digest is that of its argument."""
-    return item_uniq(b"", argument)
+def argument_uniq(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Return the uniq of a call of a named function, which is that of its arguments.
+
+    Raises:
+        Unidentifiable: one of them cannot be told from others in every process.
+    """
+    return item_uniq(b"", item_id((args, kwargs)))
 
 
 def fingerprint(func: Callable[..., Any]) -> Fingerprint | None:
@@ -64,6 +135,10 @@ def fingerprint(func: Callable[..., Any]) -> Fingerprint | None:
 def is_same(one: Fingerprint, other: Fingerprint) -> bool:
     """Tell whether two fingerprints are of the very same things."""
     return len(one) == len(other) and all(map(operator.is_, one, other))
+
+
+def _name_of(value: object) -> str:
+    return pickling.short_name(type(value).__qualname__)
 
 
 def _goes_by_reference(value: object) -> bool:

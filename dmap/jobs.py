@@ -11,7 +11,7 @@ from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
-from dmap import raised, registry, work
+from dmap import raised, registry, replay, work
 from dmap.errors import (
     AuthError,
     Busy,
@@ -28,6 +28,7 @@ from jobserver.protocol import (
     GetStatus,
     JobData,
     JobException,
+    JobFail,
     JobStatus,
     LaneId,
     StatusIs,
@@ -321,13 +322,22 @@ def error_of(event: Failed | Refused, index: int | None = None) -> BaseException
 
     Args:
         event: How the ticket ended.
-        index: Which item of the map it was about.
+        index: Which item of the map it was about. None: a single job, whose error names the call
+            in a note and can replay it.
     """
     if isinstance(event, Refused):
         return refusal_of(event)
     message = event.message
     if isinstance(message, JobException):
-        return exception_of(message, event.bodies, index)
+        error, where = exception_of(message, event.bodies), where_of(message)
+    else:
+        error, where = _failure_of(message, index), ""
+    if index is None:
+        replay.attach(error, replay.of_ticket(event.ticket), where=where)
+    return error
+
+
+def _failure_of(message: JobFail, index: int | None) -> DmapError:
     attempts = max(1, message.attempt)
     what = "the job" if index is None else f"item {index}"
     match message.code:
@@ -343,21 +353,22 @@ def error_of(event: Failed | Refused, index: int | None = None) -> BaseException
             return DmapError(f"the result of {what} is not to be had: {message.text}")
 
 
-def exception_of(
-    message: JobException, bodies: tuple[Body, ...], index: int | None, n_before: int = 0
-) -> BaseException:
-    """Return the exception that a function raised, with where it was.
+def exception_of(message: JobException, bodies: tuple[Body, ...]) -> BaseException:
+    """Return the exception that a function raised."""
+    summary = raised.Summary(message.type_name, message.message, message.traceback)
+    return raised.restore(summary, _joined(bodies[0]) if bodies else b"")
+
+
+def where_of(message: JobException, n_before: int = 0) -> str:
+    """Return where a function raised: ``on papag (pid 4711), attempt 2``.
 
     Args:
         message: The server's word of it.
-        bodies: Its bodies.
-        index: Which item of the map; None for a job that is no item.
         n_before: Attempts that were made in other jobs.
     """
-    summary = raised.Summary(message.type_name, message.message, message.traceback)
-    error = raised.restore(summary, _joined(bodies[0]) if bodies else b"")
-    raised.annotate(error, index, message.host, message.attempt + n_before)
-    return error
+    where = f"on {message.host} (pid {message.pid})"
+    attempt = message.attempt + n_before
+    return f"{where}, attempt {attempt}" if attempt > 1 else where
 
 
 def refusal_of(event: Refused) -> DmapError:

@@ -12,7 +12,6 @@ end at once; the server, which outlives the workers' need of it, removes the fol
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from dmap.cores import n_cores
 from dmap.errors import DmapError
 
 START_TIMEOUT: Final = 20.0
@@ -137,13 +137,6 @@ def serve(folder: str, lifeline: str) -> int:
         return main(["--bind", f"ipc://{folder}/server", "--name", "local", "--lifeline", lifeline])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def n_cores() -> int:
-    """Return how many cores this process may use."""
-    with contextlib.suppress(AttributeError):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 _cluster: LocalCluster | None = None

@@ -21,6 +21,7 @@ in bytes. So both ends may be endless.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
 from collections import deque
@@ -28,21 +29,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
-from dmap import identity, work
+from dmap import pickling, work
 from dmap.chunks import ChunkSizer
 from dmap.client_state import ClientState
-from dmap.connection import Connection, python_version
+from dmap.closures import Closure, Kind
+from dmap.connection import Connection, describe_no_workers, python_version
 from dmap.errors import ClosureError, DmapError, JobTimeout, NoServer, NoWorker, WorkerLost
-from dmap.jobs import error_of, exception_of, refusal_of
+from dmap.jobs import error_of, exception_of, refusal_of, where_of
 from dmap.progress import Progress
+from dmap.replay import ItemCall, attach
 from dmap.tickets import (
     PATIENCE,
-    Blob,
     Completed,
     Event,
     Failed,
     Heard,
     InBackground,
+    NoWorkers,
     Refused,
     Terms,
     Ticket,
@@ -59,6 +62,8 @@ from jobserver.protocol import (
     Origin,
     nbytes_of,
 )
+
+logger = logging.getLogger(__name__)
 
 OVERRUN: Final = 0.1
 """Seconds after which a chunk of the sizer's own, meant for a third of it, comes home in part."""
@@ -247,7 +252,7 @@ class Map:
 
     Args:
         connection: Where its jobs go.
-        closure: The function.
+        closure: The function, ready to travel.
         items: The input.
         settings: What was said.
         name: What people are told the map is.
@@ -258,7 +263,7 @@ class Map:
     def __init__(
         self,
         connection: Connection,
-        closure: Blob,
+        closure: Closure,
         items: Items,
         settings: Settings,
         name: str,
@@ -272,15 +277,19 @@ class Map:
         self._settings = settings
         self._ancestors = ancestors
         self._keep = keep
+        self._name = settings.desc or name
+        self._began = time.monotonic()
         timeout = settings.timeout
-        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._deadline = math.inf if timeout is None else self._began + timeout
         total = items.total if settings.total is None else settings.total
         each_alone = settings.merge or settings.attempts == 1
         self._sizer = ChunkSizer(chunksize=1 if each_alone else settings.chunksize, total=total)
         self._progress = Progress(settings.progress, settings.desc, total)
         self._lane = connection.next_lane()
         self._lanes = [LaneId(connection.session, self._lane)]
-        self._terms: dict[int, Terms] = {}  # attempts -> terms
+        self._seen = pickling.Seen()  # what the items count on
+        # attempts and ids of the blobs that the items need -> terms
+        self._terms: dict[tuple[int, tuple[bytes, ...]], Terms] = {}
         self._n_workers = 1
 
         self._inbox: deque[Event] = deque()  # appended to by whichever thread drives
@@ -295,6 +304,7 @@ class Map:
         self._arrived: deque[int] = deque()  # starts, in the order of their coming
         self._next_home = 0  # the start of the part to take next, if order is wanted
         self._n_taken = 0  # items
+        self._n_done = 0  # items that ended, well or not
         self._nbytes_home = 0
         self._nbytes_an_item = 1.0  # as it was lately, to the larger side
         self._seconds_a_chunk = 0.0  # in a worker; a running mean
@@ -303,7 +313,7 @@ class Map:
         self._error: BaseException | None = None  # of the item that failed first
         self._end: BaseException | None = None  # why the map as a whole cannot go on
 
-        message = OpenLane(self._lane, (settings.desc or name)[:256], total or 0)
+        message = OpenLane(self._lane, self._name[:256], total or 0)
 
         def open_lane(state: ClientState, now: float) -> list[Event]:
             state.open_lane(message)
@@ -354,8 +364,12 @@ class Map:
         }
 
     def close(self) -> None:
-        """Cancel what is out."""
-        self._progress.close()
+        """Cancel what is out, and sum up."""
+        shipped = self._shipped()
+        self._progress.close(shipped)
+        if logger.isEnabledFor(logging.INFO):
+            seconds = time.monotonic() - self._began
+            logger.info("%s: %d items in %.3g s; %s", self._name, self._n_done, seconds, shipped)
         numbers, lane = list(self._out), self._lane
         self._out.clear()
 
@@ -365,6 +379,18 @@ class Map:
             return []
 
         self._connection.command(end)
+
+    def _shipped(self) -> str:
+        """Say what its function cost to send: of a second map with it, nothing."""
+        by_server: dict[int, int] = {}
+        for terms in self._terms.values():
+            for server, nbytes in terms.shipped.items():
+                by_server[server] = by_server.get(server, 0) + nbytes
+        if not by_server:
+            return "shipped nothing"
+        size, n_servers = max(by_server.values()), len(by_server)
+        text = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+        return f"shipped {text} once to {n_servers} server{'s' if n_servers > 1 else ''}"
 
     def hear(self, event: Event) -> None:
         """Take an event of one of its tickets; called by the driver."""
@@ -409,17 +435,18 @@ class Map:
         if why:
             return NoServer(f"no job server answers, and the map's {timeout} s are over: {why}")
         if not self._heard_workers():
-            python = python_version()
-            labels = ", ".join(self._settings.labels)
-            return NoWorker(
-                f"no worker can run closures under Python {python}"
-                + (f" with the labels {labels}" if labels else "")
-                + f", and the map's {timeout} s are over: start one (dmap-worker --servers ...)"
-            )
+            over = f"the map's {timeout} s are over"
+            return NoWorker(describe_no_workers(self._absence(), self._connection.servers, over))
         return JobTimeout(
             f"the map has not ended within {timeout} s: {self._n_out} items were out, "
             f"{self._next} begun; those that are home are in .results"
         )
+
+    def _absence(self) -> NoWorkers:
+        """Return who there is instead of workers for this map, as far as the servers have said."""
+        every = list(self._terms.values())
+        found = [terms.absence for terms in every if terms.absence is not None]
+        return found[-1] if found else NoWorkers(every[-1], None, (), ())
 
     # --- out ----------------------------------------------------------------------------------
 
@@ -488,7 +515,12 @@ class Map:
         try:
             overrun = OVERRUN if self._settings.chunksize == "auto" and len(items) > 1 else 0.0
             argument = work.dump_chunk(
-                self._items.star, items, start, overrun=overrun, seed=self._settings.seed
+                self._items.star,
+                items,
+                start,
+                overrun=overrun,
+                seed=self._settings.seed,
+                seen=self._seen,
             )
         except ClosureError as error:
             if error.index is None and len(items) > 1:
@@ -498,11 +530,11 @@ class Map:
             error.index = index
             self._again(index + 1, items[index + 1 - start :])
             self._again(start, items[: index - start])
-            self._fail(index, error)
+            self._fail(index, items[index - start], error)
             return
         chunk = _Chunk(start, items, time.monotonic())
         attempts = self._settings.attempts - self._lost.get(start, 0) if len(items) == 1 else 1
-        uniq = identity.item_uniq(self._closure.id, argument) if self._settings.merge else b""
+        uniq = self._uniq(start, items[0]) if self._settings.merge else b""
         number = self._connection.next_number()
         terms = self._require_terms(attempts)
         ticket = Ticket(number, terms, argument, self, uniq, len(items))
@@ -516,26 +548,33 @@ class Map:
         self._sizer.cut(len(items))
 
     def _require_terms(self, attempts: int) -> Terms:
-        terms = self._terms.get(attempts)
+        blobs = self._closure.blobs_for(self._seen)
+        key = attempts, tuple([blob.id for blob in blobs])
+        terms = self._terms.get(key)
         if terms is None:
             settings = self._settings
-            terms = self._terms[attempts] = Terms(
+            terms = self._terms[key] = Terms(
                 work.FUNCTION,
                 lane=self._lane,
                 priority=PRIORITIES[settings.priority],
                 merge=settings.merge,
                 python=python_version(),
-                labels=tuple(settings.labels),
+                labels=(*settings.labels, *self._closure.labels),
                 attempts=attempts,
                 item_timeout=settings.item_timeout or 0.0,
                 not_before=settings.not_before,
-                blobs=(self._closure,),
+                blobs=blobs,
                 ancestors=self._ancestors,
                 by_uniq=settings.merge,
                 once=settings.attempts == 1,
                 patience=PATIENCE if settings.timeout is None else settings.timeout,
             )
         return terms
+
+    def _uniq(self, index: int, item: object) -> bytes:
+        seed = self._settings.seed
+        kind: Kind = "star" if self._items.star else "map"
+        return self._closure.uniq(kind, item, None if seed is None else (seed, index))
 
     def _note_nbytes(self, nbytes: int, n_items: int) -> None:
         self._nbytes_an_item = max(0.9 * self._nbytes_an_item, nbytes / max(1, n_items), 1.0)
@@ -607,7 +646,7 @@ class Map:
             else:
                 wrapped = DmapError(f"the result of item {chunk.start} cannot be loaded: {error}")
                 wrapped.__cause__ = error
-                self._fail(chunk.start, wrapped)
+                self._fail(chunk.start, chunk.items[0], wrapped, chunk)
             return False
         nbytes = nbytes_of(result)
         self._note_nbytes(nbytes, n)
@@ -627,8 +666,8 @@ class Map:
             self._tries[index] = tries + 1
             self._again(index, chunk.items[n : n + 1], alone=True)
             return
-        error = exception_of(message, bodies, index, self._lost.get(index, 0))
-        self._fail(index, error)
+        where = where_of(message, self._lost.get(index, 0))
+        self._fail(index, chunk.items[n], exception_of(message, bodies), chunk, where)
 
     def _on_fail(self, chunk: _Chunk, message: JobFail, event: Failed) -> None:
         items, start = chunk.items, chunk.start
@@ -650,16 +689,18 @@ class Map:
         self._return(start + last, items[last:])
         blamed = items[first:last]
         for index in range(start + first + len(blamed) - 1, start + first - 1, -1):
+            item = items[index - start]
             if message.code == "lost":
                 lost = self._lost.get(index, 0) + max(1, message.attempt)
                 if lost < self._settings.attempts:
                     self._lost[index] = lost
-                    self._return(index, [items[index - start]], alone=True)
+                    self._return(index, [item], alone=True)
                     continue
                 exit = message.exit or message.text
-                self._fail(index, WorkerLost(index, message.host or "?", lost, exit))
+                error = WorkerLost(index, message.host or "?", lost, exit)
+                self._fail(index, item, error, chunk)
             else:
-                self._fail(index, error_of(event, index))
+                self._fail(index, item, error_of(event, index), chunk)
         self._return(start, items[:first])
 
     def _on_refused(self, chunk: _Chunk, event: Refused) -> None:
@@ -667,7 +708,7 @@ class Map:
         if event.trouble != "too_large":
             self._end = refusal_of(event)
         elif len(items) == 1:
-            self._fail(start, refusal_of(event))
+            self._fail(start, items[0], refusal_of(event), chunk)
         else:
             half = len(items) // 2
             self._return(start + half, items[half:])
@@ -683,8 +724,25 @@ class Map:
         if items:
             self._todo.appendleft(_Run(start, items, alone=alone))
 
-    def _fail(self, index: int, error: BaseException) -> None:
-        """An item has failed for good."""
+    def _fail(
+        self,
+        index: int,
+        item: Any,
+        error: BaseException,
+        chunk: _Chunk | None = None,
+        where: str = "",
+    ) -> None:
+        """An item has failed for good, in a chunk if it came so far."""
+        seed = self._settings.seed
+        nbytes = 0 if chunk is None else chunk.tickets[0].nbytes
+        call = ItemCall(
+            self._closure.func,
+            item,
+            self._items.star,
+            None if seed is None else (seed, index),
+            nbytes,
+        )
+        attach(error, call, index, where)
         if self._error is None:
             self._error = error
         values = [error] if self._settings.on_error == "return" else []
@@ -692,6 +750,7 @@ class Map:
 
     def _put(self, start: int, part: _Part) -> None:
         self._parts[start] = part
+        self._n_done += part.n
         self._nbytes_home += 0 if self._keep else part.nbytes
         self._progress.add(part.n)
         if not self._settings.ordered:

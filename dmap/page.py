@@ -116,6 +116,7 @@ class Settings(msgspec.Struct):
     child: int
     parent: int  # pid of the supervisor
     notify_fd: int  # a pipe: what is written there makes the supervisor look at its pages
+    blobs_fd: int = -1  # a socket: there the supervisor is asked for blobs
     labels: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     only: tuple[str, ...] = ()

@@ -45,7 +45,9 @@ class Progress:
                 desc=self._description, total=self._total, initial=self._n_done, unit="item"
             )
 
-    def close(self) -> None:
-        """Leave the bar as it is."""
+    def close(self, note: str = "") -> None:
+        """Leave the bar as it is, with a note behind it."""
         if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note)
             self._bar.close()

@@ -9,6 +9,8 @@ share (``page``), signals, and a link to each server::
     a job runs for BUSY seconds ->  what its child has not started is taken and given back
     a child's process ends ----->  ChildLost, with what it was running, and another one is started
 
+What its children's jobs name comes to the host once, through here (``shelf``).
+
 ``WorkFail`` goes ahead of the signal. So whatever becomes of the child, the job has ended for its
 true reason, and the death of its process costs no attempt.
 
@@ -30,12 +32,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import zmq
 
+from dmap.buffers import make_pair
+from dmap.cores import n_cores
 from dmap.link import Connected, Disconnected, Event, Received, ServerLink
 from dmap.page import (
     CANCEL_SIGNAL,
@@ -49,13 +53,16 @@ from dmap.page import (
     make_page,
     python_version,
 )
+from dmap.shelf import Shelf
 from jobserver.keys import endpoints
 from jobserver.protocol import (
     MAJOR,
     MINOR,
+    Blob,
     CancelJob,
     ChildLost,
     Error,
+    FetchBlob,
     GiveBack,
     Goodbye,
     Heartbeat,
@@ -91,7 +98,16 @@ LONGEST_PAUSE: Final = 10.0
 """Seconds before a child that ended before it was ready is started again."""
 
 _START: Final = "import sys; from dmap.worker import main; sys.exit(main())"
-_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS: Final = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+"""Where libraries read, when they are loaded, how many threads to start; those that joblib sets."""
 
 
 class _Stopping(NamedTuple):
@@ -175,6 +191,7 @@ class Supervisor:
     ) -> None:
         host = socket.gethostname()
         self._processes = processes
+        self._n_threads = max(1, n_cores() // processes)  # of a library, in each child
         self._lifeline = lifeline
         self._notified, notify_fd = os.pipe()
         os.set_blocking(self._notified, False)
@@ -205,6 +222,7 @@ class Supervisor:
         self._look_at = 0.0
         self._context: zmq.Context[Socket[bytes]] = zmq.Context()
         self._servers = [_Server(ServerLink(self._context, server)) for server in servers]
+        self._shelf = Shelf(len(servers), self._fetch_blob)
 
     def run(self) -> int:
         """Work until a signal, the lifeline or a hopeless start ends it; return the exit code."""
@@ -213,7 +231,7 @@ class Supervisor:
             sources = [signals, self._notified]
             if self._lifeline is not None:
                 sources.append(self._lifeline)
-            for source in sources:
+            for source in (*sources, self._shelf.fileno()):
                 poller.register(source, zmq.POLLIN)
             # Where it may be impossible to start, one tries first, and says why only once.
             self._start_at = [0.0] * (1 if self._may_be_wrong else self._processes)
@@ -258,7 +276,7 @@ class Supervisor:
         self._n_terms += 1
 
     def _next_deadline(self) -> float:
-        deadlines = [self._look_at, *self._start_at]
+        deadlines = [self._look_at, self._shelf.next_deadline(), *self._start_at]
         deadlines += [server.heartbeat_at for server in self._servers if server.is_welcome]
         return min(deadlines)
 
@@ -275,9 +293,12 @@ class Supervisor:
         for index, server in enumerate(self._servers):
             for event in server.link.receive():
                 self._on_event(index, event)
+            if not server.link.idle:
+                self._shelf.on_heard(index, server.link.heard_at)
             if server.is_welcome and server.heartbeat_at <= now:
                 server.heartbeat_at = now + server.interval
                 server.link.send(Heartbeat(server.interval))
+        self._shelf.turn(now)
         if notified:
             self._watch_until = now + WATCH_FOR
         if notified or self._look_at <= now:
@@ -301,26 +322,34 @@ class Supervisor:
 
     def _start_child(self) -> None:
         self._n_started += 1
-        settings = msgspec.structs.replace(self._settings, child=self._n_started)
-        page_fd = make_page(settings)
-        share = str(max(1, (os.cpu_count() or 1) // self._processes))
-        environment = {**dict.fromkeys(_THREADS, share), **os.environ}
+        # All together start as many threads as there are cores, unless the user has said otherwise.
+        environment = {**dict.fromkeys(_THREADS, str(self._n_threads)), **os.environ}
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(page_fd)],
-                pass_fds=(page_fd, settings.notify_fd),
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,  # the terminal's Ctrl-C is for the supervisor
-            )
-        except OSError as error:  # no memory, too many processes
-            os.close(page_fd)
+            with ExitStack() as undo:
+                ours, theirs = make_pair()
+                undo.enter_context(ours)
+                with theirs:
+                    settings = msgspec.structs.replace(
+                        self._settings, child=self._n_started, blobs_fd=theirs.fileno()
+                    )
+                    page_fd = make_page(settings)
+                    undo.callback(os.close, page_fd)
+                    process = subprocess.Popen(
+                        [sys.executable, "-c", _START, str(page_fd)],
+                        pass_fds=(page_fd, settings.notify_fd, settings.blobs_fd),
+                        stdin=subprocess.DEVNULL,
+                        env=environment,
+                        start_new_session=True,  # the terminal's Ctrl-C is for the supervisor
+                    )
+                undo.pop_all()
+        except OSError as error:  # no memory, too many processes or open files
             logger.warning("cannot start a worker process: %s", error)
             self._start_later()
             return
         page = Page(page_fd)
         page.set_watched(self._is_watching)
         self._children[self._n_started] = _Child(self._n_started, process, page)
+        self._shelf.add(self._n_started, ours)
 
     def _start_later(self) -> None:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**self._n_failed)
@@ -330,6 +359,7 @@ class Supervisor:
     def _on_death(self, child: _Child, now: float) -> None:
         """Tell the servers what a process that ended was running, and start another one."""
         del self._children[child.number]
+        self._shelf.remove(child.number)
         exit = exit_text(child.process.returncode)
         was_ready = child.page.ready
         view = child.page.view_unlocked()
@@ -393,6 +423,7 @@ class Supervisor:
             server.link.send(Goodbye())
             server.link.close(linger=1.0)
         self._context.term()
+        self._shelf.close()
         for fd in (self._notified, self._settings.notify_fd):
             os.close(fd)
 
@@ -494,6 +525,11 @@ class Supervisor:
         server = self._servers[index]
         return key.server == index and key.boot == boot_key(server.boot) and key not in but
 
+    def _fetch_blob(self, index: int, blob: bytes) -> bool:
+        """Ask a server for a blob, or return False: it is not there, or reads too slowly."""
+        server = self._servers[index]
+        return server.is_welcome and server.link.send(FetchBlob(blob))
+
     def _say_of(self, key: Key, message: Message) -> None:
         """Say something of a job to the server that assigned it."""
         self._say(key.server, key.boot, message)
@@ -527,6 +563,9 @@ class Supervisor:
                     key = Key(handle, boot_key(server.boot), index)
                     child.pending[key] = time.monotonic() + PENDING
                     self._look_at = 0.0
+            case Received(Blob(blob, known), bodies):
+                body = (bodies[0] if bodies else b"") if known else None
+                self._shelf.on_blob(index, server.boot, blob, body, time.monotonic())
             case Received(Error() as error):
                 logger.warning("%s: %s", server.link.endpoint, error.text)
             case Received():
@@ -563,6 +602,7 @@ class Supervisor:
         server.interval = welcome.interval or server.interval
         server.is_welcome = True
         server.heartbeat_at = time.monotonic() + server.interval
+        self._shelf.on_welcome(index, time.monotonic())
         # What was given back may have come back here since: then it is not given back once more.
         here = {
             key.handle
@@ -602,13 +642,6 @@ def exit_text(returncode: int) -> str:
         return signal.Signals(-returncode).name
     except ValueError:  # a real-time signal
         return f"signal {-returncode}"
-
-
-def n_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _names(text: str) -> list[str]:

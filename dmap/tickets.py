@@ -47,6 +47,10 @@ class Blob(NamedTuple):
     body: Body
 
 
+Needs: TypeAlias = tuple[str, str, tuple[str, ...]]
+"""The function, the Python version (empty: any) and the labels that a worker must have."""
+
+
 class Terms:
     """What jobs that are submitted together have in common; compared by identity.
 
@@ -58,9 +62,12 @@ class Terms:
         patience: Seconds that a job waits while there is no server at all.
         n_workers: How many can take such a job, as last heard; None before that.
         n_live: Tickets of these terms that have not ended.
+        absence: Who there is instead, while nobody was found that can take such a job.
+        shipped: What their blobs cost: place of a server -> bytes that were put there for them.
     """
 
     __slots__ = (
+        "absence",
         "ancestors",
         "attempts",
         "avoid",
@@ -84,6 +91,8 @@ class Terms:
         "probe_pause",
         "python",
         "retry_at",
+        "say_at",
+        "shipped",
         "stuck",
         "timeout",
     )
@@ -130,10 +139,18 @@ class Terms:
         self.no_room_since = 0.0  # since when a server has no room for the blobs; 0: it has
         self.retry_at = 0.0  # when to try again; 0: at once
         self.n_live = 0
+        self.shipped: dict[int, int] = {}
         self.probe_at = 0.0  # when to ask who can do these, unless a result comes; if n_live
         self.probe_pause = QUIET
         self.stuck = False  # a server that has some has no workers for them; until they are asked
         self.avoid: frozenset[Server] = frozenset()  # no workers there, but elsewhere
+        self.absence: NoWorkers | None = None
+        self.say_at = 0.0  # from when on to say so; while there is an absence
+
+    @property
+    def needs(self) -> Needs:
+        """Return what a worker must have for such a job."""
+        return self.function, self.python, self.labels
 
     def submit(self, jobs: list[JobSpec], *, resubmit: bool) -> SubmitJobs:
         """Make the message that submits these jobs."""
@@ -311,11 +328,12 @@ class Answered(NamedTuple):
 class NoWorkers(NamedTuple):
     """Nobody can do jobs of these terms, which have been waiting for a while.
 
-    Of ``n_others`` workers that have the function, these are the Python versions and labels.
+    Of ``n_others`` workers that have the function, these are the Python versions and labels; None
+    where the servers were not asked.
     """
 
     terms: Terms
-    n_others: int
+    n_others: int | None
     pythons: tuple[str, ...]
     labels: tuple[str, ...]
 

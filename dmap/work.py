@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from dmap import pickling
+from dmap.errors import ClosureError
 from jobserver.protocol import Body
 
 FUNCTION: Final = "dmap"
@@ -53,13 +54,15 @@ class Chunk(NamedTuple):
 Argument: TypeAlias = Call | Chunk
 
 
-def dump_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Body:
-    """Pickle the argument of one call of a closure.
+def dump_call(
+    args: Sequence[Any], kwargs: Mapping[str, Any], seen: pickling.Seen | None = None
+) -> Body:
+    """Pickle the argument of one call of a closure; ``seen`` is told what it counts on.
 
     Raises:
         ClosureError: it cannot be pickled.
     """
-    return _own(pickling.dumps(("call", args, kwargs), "an argument"))
+    return _dump_arguments(("call", args, kwargs), args, kwargs, seen)
 
 
 def dump_chunk(
@@ -69,14 +72,17 @@ def dump_chunk(
     *,
     overrun: float = 0.0,
     seed: int | None = None,
+    seen: pickling.Seen | None = None,
 ) -> Body:
     """Pickle the argument of a chunk, whose first item has the index ``start`` in its map.
+
+    ``seen`` is told what the items count on.
 
     Raises:
         ClosureError: an item cannot be pickled; its ``index`` says which.
     """
     seeding = None if seed is None else (seed, start)
-    return _own(pickling.dumps_items(items, start, head=("map", star, overrun, seeding)))
+    return _own(pickling.dumps_items(items, start, head=("map", star, overrun, seeding), seen=seen))
 
 
 def load_argument(body: Body) -> Argument:
@@ -91,7 +97,24 @@ def dump_named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Body:
     Raises:
         ClosureError: it cannot be pickled.
     """
-    return _own(pickling.dumps((args, kwargs), "an argument"))
+    return _dump_arguments((args, kwargs), args, kwargs)
+
+
+def _dump_arguments(
+    value: tuple[Any, ...],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    seen: pickling.Seen | None = None,
+) -> Body:
+    try:
+        return _own(pickling.dumps(value, "the arguments", seen))
+    except ClosureError:
+        # Which of them is it?
+        for n, each in enumerate(args):
+            pickling.dumps(each, f"argument {n}")
+        for name, each in kwargs.items():
+            pickling.dumps(each, f"argument {name!r}")
+        raise
 
 
 def load_named(body: Body) -> Call:

@@ -1,7 +1,8 @@
 """A worker process: it has links to its servers and runs what they give it.
 
-A supervisor starts it, with settings and a page of memory that they share (``page``). What it says
-to whom is decided in ``worker_state``; here are the sockets, the page and the jobs themselves.
+A supervisor starts it, with settings, a page of memory that they share (``page``) and a socket to
+ask for closures (``buffers``). What it says to the servers is decided in ``worker_state``; here are
+the sockets, the page and the jobs themselves.
 
 One thread does everything. While a job runs nobody reads the sockets, and nobody needs to: libzmq
 answers heartbeats by itself, and whatever must reach a busy worker goes to its supervisor, which
@@ -37,9 +38,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import zmq
 
-from dmap import raised, registry, seeds, work
+from dmap import namespaces, raised, registry, seeds, sources, work
+from dmap.buffers import ChildBlobs
 from dmap.closures import FunctionCache
 from dmap.errors import ClosureError
+from dmap.factories import close_all
 from dmap.link import Connected, Disconnected, Event, Received, ServerLink
 from dmap.page import (
     CANCEL_SIGNAL,
@@ -52,20 +55,18 @@ from dmap.page import (
     python_version,
     read_settings,
 )
+from dmap.versions import with_cloudpickle
 from dmap.worker_state import Held, Send, WorkerState
 from jobserver.pieces import Returned
 from jobserver.protocol import (
     MAJOR,
     MINOR,
     Assigned,
-    Blob,
     Body,
     Error,
-    FetchBlob,
     Hello,
     LaneId,
     Malformed,
-    Welcome,
     WorkAccepted,
     WorkData,
     WorkStatus,
@@ -81,13 +82,14 @@ SLICE: Final = 0.001
 """Seconds that the items between two looks at the page should take."""
 FLUSH_AFTER: Final = 0.0005
 """Seconds; an older result goes out before the next job starts."""
-BLOB_PATIENCE: Final = 30.0
-"""Seconds of silence after which a server that owes a closure is not waited for."""
 LEAVE_WITHIN: Final = 5.0
 """Seconds that a draining worker waits for its last results to be accepted."""
 NESTED_PAUSE: Final = 0.05
 """Seconds between two grabs of a job that waits for jobs, if nothing happens in between."""
 MAX_NESTED: Final = MAX_DEPTH - 4
+"""Jobs that wait one inside the other, in one process."""
+NESTED_FRAMES: Final = 100
+"""Frames that one more of them may need for what is ours."""
 PR_SET_PDEATHSIG: Final = 1
 
 
@@ -129,15 +131,15 @@ class Worker:
             host=settings.host,
             pid=os.getpid(),
             child=settings.child,
-            labels=settings.labels,
+            labels=with_cloudpickle(settings.labels),
         )
         abilities = registry.abilities(settings.only)
         self._state = WorkerState(hello, len(settings.servers), abilities)
         self._functions = FunctionCache()
-        self._pace: dict[bytes, int] = {}  # blob id -> items that take some SLICE seconds
-        self._blobs: dict[bytes, Body | None] = {}  # blob id -> what came; None: unknown there
+        # ids of a closure's blobs -> items that take some SLICE seconds
+        self._pace: dict[tuple[bytes, ...], int] = {}
+        self._blobs = ChildBlobs(settings.blobs_fd)
         self._boot_keys: dict[str, int] = {}  # boot id -> its key in the page
-        self._n_welcomes = [0] * len(settings.servers)
         self._later: list[tuple[int, Event]] = []  # came while a message waited for room
         self._has_ended_claim = False  # the innermost claim is of a job that has ended
         self._oldest_result = 0.0  # perf_counter() of the first result that was not sent
@@ -151,7 +153,8 @@ class Worker:
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._waker, False)
-        self._poller.register(self._wake, zmq.POLLIN)
+        for fd in (self._wake, self._blobs.fd):
+            self._poller.register(fd, zmq.POLLIN)
 
     def run(self) -> None:
         """Work until the supervisor, or a SIGTERM, says to leave."""
@@ -183,6 +186,7 @@ class Worker:
                 self._drive(deadline - now)
             self._leave()
         registry.set_host(None)
+        close_all()
 
     def _leave(self) -> None:
         self._send(self._state.goodbye())
@@ -243,6 +247,8 @@ class Worker:
         ready = {source for source, _ in self._poller.poll(max(0, math.ceil(timeout * 1000)))}
         if self._wake in ready:
             os.read(self._wake, 1024)
+        if self._blobs.fd in ready and not self._blobs.receive():
+            os._exit(1)  # the supervisor has ended
         for server, link in enumerate(self._links):
             if link.has_events or link.socket in ready or link.monitor in ready:
                 for event in link.receive():
@@ -257,13 +263,9 @@ class Worker:
                 self._send(state.on_connected(server))
             case Disconnected():
                 self._send(state.on_disconnected(server, now))
-            case Received(Blob(blob, known), bodies):
-                self._blobs[blob] = (bodies[0] if bodies else b"") if known else None
             case Received(message, bodies):
                 if isinstance(message, Error) and message.code != "hello_first":
                     logger.warning("%s: %s", self._links[server].endpoint, message.text)
-                if isinstance(message, Welcome):
-                    self._n_welcomes[server] += 1
                 n_held = len(state.held)
                 try:
                     sends = state.on_message(server, message, bodies, now)
@@ -335,18 +337,21 @@ class Worker:
         """Run the first job that is held, or drop it."""
         state = self._state
         held = state.held[0]
-        blob: Body | None = None
+        closure: list[bytes | memoryview] | None = None
         blobs = held.job.blobs if held.job.function == work.FUNCTION else ()
-        if blobs and blobs[0] not in self._functions:
-            blob = self._fetch(held)
-            if blob is None:
+        if blobs and blobs not in self._functions:
+            closure = self._fetch(held)
+            if closure is None:
                 return
         instead, self._has_ended_claim = self._has_ended_claim, False
         if not self._page.claim(self._key(held), held.job, time.monotonic(), instead=instead):
             state.withdraw({(held.server, held.job.handle)})
             return
         state.start()
-        stop = self._execute(held, blob)
+        around = namespaces.current()
+        stop = self._execute(held, closure)
+        if state.running:
+            namespaces.become(around)
         self._has_ended_claim = True
         is_old = time.perf_counter() - self._oldest_result > FLUSH_AFTER
         if not state.held or stop is not None or (self._oldest_result and is_old):
@@ -354,34 +359,32 @@ class Worker:
         if stop is not None:
             raise stop
 
-    def _fetch(self, held: Held) -> Body | None:
-        """Get a held job's closure from its server.
+    def _fetch(self, held: Held) -> list[bytes | memoryview] | None:
+        """Get what a held job's closure is made of, in the order in which the job names it.
 
-        None: the job is no longer the next to run, or it was failed since the closure is not to
-        be had.
+        None: the job is no longer the next to run, or it was failed since that is not to be had.
         """
-        state, server, blob = self._state, held.server, held.job.blobs[0]
-        self._report()
-        n_welcomes = -1
-        asked_at = time.monotonic()
-        while blob not in self._blobs:
-            if n_welcomes != self._n_welcomes[server]:
-                n_welcomes = self._n_welcomes[server]
-                self._send([Send(server, FetchBlob(blob))])
+        state, blobs = self._state, self._blobs
+        blobs.want(held.server, held.boot, held.job.blobs)
+        bodies = blobs.take()
+        if bodies is None:
+            self._report()
+        while bodies is None and not blobs.refusal:
             self._drive(0.1)
-            if not state.held or state.held[0] is not held or self._page.draining:
-                return None
-            heard_at = max(asked_at, self._links[server].heard_at)
-            if time.monotonic() > heard_at + BLOB_PATIENCE:
+            # In a drain it is given back, but not what a running job waits for.
+            is_leaving = self._page.draining and not state.running
+            if not state.held or state.held[0] is not held or is_leaving:
                 break
-        body = self._blobs.pop(blob, None)
-        if body is None:
+            blobs.flush()
+            bodies = blobs.take()
+        if blobs.refusal and state.held and state.held[0] is held:
             state.start()
-            self._send(state.fail(f"the server does not have the closure {blob.hex()[:16]}"))
+            self._send(state.fail(blobs.refusal))
             self._hold()
-        return body
+        blobs.forget()
+        return bodies
 
-    def _execute(self, held: Held, blob: Body | None) -> _Stop | None:
+    def _execute(self, held: Held, closure: list[bytes | memoryview] | None) -> _Stop | None:
         """Run the job that was just started, to whatever end.
 
         Returns:
@@ -397,7 +400,7 @@ class Worker:
             try:
                 self._interruptible = True
                 self._check_stop()
-                outcome = self._run(held, blob, values)
+                outcome = self._run(held, closure, values)
             finally:
                 self._interruptible = False
         except _Stop as stop:
@@ -417,7 +420,7 @@ class Worker:
         seconds = time.perf_counter() - started
         if outcome is None:
             assert error is not None
-            self._report_error(error, values, seconds)
+            self._report_error(error, values, seconds, self._lines_of(held.job))
         elif outcome.n_items:
             state.complete(outcome.result, outcome.n_items, seconds)
             self._oldest_result = self._oldest_result or time.perf_counter()
@@ -425,24 +428,46 @@ class Worker:
             self._send(state.return_running())
         return None
 
-    def _report_error(self, error: BaseException, values: list[Any], seconds: float) -> None:
-        """Say that a job ended with an exception behind the items that have values."""
+    def _report_error(
+        self,
+        error: BaseException,
+        values: list[Any],
+        seconds: float,
+        lines: sources.Lines,
+    ) -> None:
+        """Say that a job ended with an exception behind the items that have values.
+
+        Args:
+            error: What was raised.
+            values: Of the items that are done.
+            seconds: That all of it took.
+            lines: Source lines that came with the function.
+        """
         results: Body | None = None
         while results is None:
             try:
                 results = work.dump_results(values)
             except ClosureError as unpicklable:  # of an earlier item, which is told first
                 error, values = unpicklable, values[: unpicklable.index or 0]
-        summary, pickled = raised.describe(error, _n_own_frames(error))
+        raised.advise(error)
+        summary, pickled = raised.describe(error, _n_own_frames(error), lines)
         bodies = (pickled, results)
         self._oldest_result = 0.0
         self._send(self._state.raised(*summary, bodies, len(values), seconds))
 
-    def _run(self, held: Held, blob: Body | None, values: list[Any]) -> _Outcome:
+    def _lines_of(self, job: Assigned) -> sources.Lines:
+        """Return the source lines that came with a job's function."""
+        loaded = self._functions.get(job.blobs) if job.function == work.FUNCTION else None
+        return loaded.sources if loaded is not None else {}
+
+    def _run(
+        self, held: Held, closure: list[bytes | memoryview] | None, values: list[Any]
+    ) -> _Outcome:
         """Run user code; whatever that raises comes out."""
         job = held.job
         if job.function == work.FUNCTION:
-            return self._run_closure(job, held.argument, blob, values)
+            return self._run_closure(job, held.argument, closure, values)
+        namespaces.become(None)
         function = registry.find(job.function)
         if function is None:
             raise LookupError(f"{self.name} has no function {job.function!r}")
@@ -458,14 +483,22 @@ class Worker:
         return _Outcome(work.dump_result(function(*args, **kwargs)), 1)
 
     def _run_closure(
-        self, job: Assigned, argument: Body, blob: Body | None, values: list[Any]
+        self,
+        job: Assigned,
+        argument: Body,
+        closure: list[bytes | memoryview] | None,
+        values: list[Any],
     ) -> _Outcome:
         if not job.blobs:
             raise LookupError("this job came without its closure")
-        function = self._functions.get(job.blobs[0])
-        if function is None:
-            assert blob is not None
-            function = self._functions.load(job.blobs[0], b"".join(_parts(blob)))
+        loaded = self._functions.get(job.blobs)
+        if loaded is None:
+            assert closure is not None
+            loaded = self._functions.load(job.blobs, closure)
+            sources.keep(loaded.sources)
+        # Also while the argument is loaded and the results, or an exception, are pickled.
+        namespaces.become(loaded.namespace)
+        function = loaded.call
         match work.load_argument(argument):
             case work.Call(args, kwargs):
                 return _Outcome(work.dump_result(function(*args, **kwargs)), 1)
@@ -491,7 +524,7 @@ class Worker:
         apply: Callable[..., Iterator[Any]] = itertools.starmap if chunk.star else map
         items = chunk.items
         page, timeout = self._page, job.item_timeout
-        n_slice = 1 if timeout else self._pace.get(job.blobs[0], 1)
+        n_slice = 1 if timeout else self._pace.get(job.blobs, 1)
         start, n_items = 0, len(items)
         now = time.monotonic()
         leave_at = now + (chunk.overrun or math.inf)
@@ -511,7 +544,7 @@ class Worker:
         if not timeout:
             if len(self._pace) > 4 * self._functions.max_functions:
                 self._pace.clear()
-            self._pace[job.blobs[0]] = n_slice
+            self._pace[job.blobs] = n_slice
 
     # --- for the jobs: registry.Host ----------------------------------------------------------
 
@@ -570,30 +603,55 @@ class Worker:
         until: Callable[[], bool],
         wait: Callable[[float], None],
     ) -> None:
-        """Run jobs of these lanes until what the running job waits for is there."""
+        """Run jobs of these lanes until what the running job waits for is there.
+
+        Raises:
+            RecursionError: too many jobs wait for one another.
+        """
+        # Without frames in the midst of our own work we would lose sight of a job.
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(limit + NESTED_FRAMES)
+        try:
+            with self._undisturbed():
+                self._wait_nested(lanes, until, wait)
+        finally:
+            if sys.getrecursionlimit() == limit + NESTED_FRAMES:  # else a job has set its own
+                sys.setrecursionlimit(limit)
+
+    def _wait_nested(
+        self,
+        lanes: Sequence[LaneId],
+        until: Callable[[], bool],
+        wait: Callable[[float], None],
+    ) -> None:
         state = self._state
-        with self._undisturbed():
-            self._give_back_held()
-            while not until():
-                self._check_stop()
-                if state.held:
-                    self._run_next()
-                    continue
-                self._report()
-                if lanes and len(state.running) < MAX_NESTED:
-                    self._send(state.seek(time.monotonic(), lanes))
-                if state.is_asking(time.monotonic()):
-                    self._drive(NESTED_PAUSE)
-                else:
-                    self._drive(0)
-                    if not state.held:
-                        self._wait_outside(wait)
+        depth = len(state.running)
+        self._give_back_held()
+        while not until():
+            self._check_stop()
+            if lanes and depth >= MAX_NESTED:
+                raise RecursionError(
+                    f"{depth} jobs wait one inside the other in this process, and no more may: "
+                    "does their recursion end? Let the last levels call the function itself"
+                )
+            if state.held:
+                self._run_next()
+                continue
             self._report()
-            # An answer that is still to come would lie here for as long as the job runs on.
-            deadline = time.monotonic() + NESTED_PAUSE
-            while state.is_asking(now := time.monotonic()) and now < deadline:
-                self._drive(deadline - now)
-            self._give_back_held()
+            if lanes:
+                self._send(state.seek(time.monotonic(), lanes))
+            if state.is_asking(time.monotonic()):
+                self._drive(NESTED_PAUSE)
+            else:
+                self._drive(0)
+                if not state.held:
+                    self._wait_outside(wait)
+        self._report()
+        # An answer that is still to come would lie here for as long as the job runs on.
+        deadline = time.monotonic() + NESTED_PAUSE
+        while state.is_asking(now := time.monotonic()) and now < deadline:
+            self._drive(deadline - now)
+        self._give_back_held()
 
     def _wait_outside(self, wait: Callable[[float], None]) -> None:
         self._lock.release()
@@ -625,11 +683,11 @@ def _parts(body: Body) -> Sequence[Any]:
 
 
 def _n_own_frames(error: BaseException) -> int:
-    """Count the frames at the outer end of a traceback that are ours."""
+    """Count the frames at the outer end of a traceback that are dmap's."""
     n = 0
     traceback = error.__traceback__
-    ours = (__file__, seeds.__file__)
-    while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
+    ours = os.path.join(os.path.dirname(__file__), "")
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(ours):
         n += 1
         traceback = traceback.tb_next
     return n
@@ -668,7 +726,7 @@ def main() -> int:
     fd = int(sys.argv[1])
     settings = read_settings(fd)
     _die_with_parent(settings.parent)
-    for own in (fd, settings.notify_fd):
+    for own in (fd, settings.notify_fd, settings.blobs_fd):
         os.set_inheritable(own, False)  # programs that jobs start should not have them
     sys.argv = ["dmap-worker"]
     # What jobs print should be seen when they print it, also in a file.

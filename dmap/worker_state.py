@@ -68,6 +68,9 @@ GRAB_JOBS: Final = 256
 OVERDUE: Final = 1.0
 """Seconds after which a grab without an answer holds up no other server."""
 
+MAX_ANCESTORS: Final = 255
+"""A job names no more of those around it; what it submits names the job itself as well."""
+
 MAX_UNACCEPTED_NBYTES: Final = 64 * 2**20
 """No further work while results of more than this have not been accepted."""
 
@@ -345,8 +348,18 @@ class WorkerState:
     # --- what the worker does -----------------------------------------------------------------
 
     def start(self) -> Held:
-        """Move the first held job to the running ones, and return it."""
+        """Move the first held job to the running ones, and return it.
+
+        The job around it waits for it, whoever submitted it first: so what it submits may not join
+        that one either.
+        """
         held = self.held.popleft()
+        job = held.job
+        if self.running:
+            around = self.running[-1].job
+            known = dict.fromkeys((*around.ancestors, around.origin, *job.ancestors))
+            job.ancestors = tuple(known)
+        job.ancestors = job.ancestors[-MAX_ANCESTORS:]
         self.running.append(held)
         return held
 

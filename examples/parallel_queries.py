@@ -10,18 +10,17 @@ name, and needs neither this code nor a way to the database:
 Both find the database by PGHOST, PGDATABASE and the other variables of PostgreSQL's programs.
 """
 
-import functools
 import os
 import time
 
 import psycopg
 
-from dmap import Client, Job, job
+from dmap import Client, Job, job, per_worker
 
 
-@functools.cache
+@per_worker
 def connection() -> psycopg.Connection:
-    """Return this process's own connection, which the first job opens and all later ones share."""
+    """Open this process's own connection: at the first job, for all later ones."""
     return psycopg.connect(autocommit=True, application_name=f"worker {os.getpid()}")
 
 

@@ -1,7 +1,8 @@
 """Bytes by their sha256: closures and large captures, kept while jobs name them.
 
-A client puts a blob once on each server that gets its jobs; each worker fetches it once. What a
-live job names is never dropped; of the rest the longest unused goes when the budget is full.
+A client puts a blob once on each server that gets its jobs; each host that works for it fetches it
+once. What a live job names is never dropped; of the rest the longest unused goes when the budget is
+full.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ woken in here. Every change of a table goes through one method, and ``check`` co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Final
+
 import msgspec
 
 from jobserver import protocol as wire
@@ -30,6 +33,9 @@ from jobserver.jobs import (
 from jobserver.protocol import Body, LaneId, Origin
 from jobserver.queues import Queue
 
+_MOST_AROUND: Final = 10_000
+"""Of so many jobs that wait for one job it is known that they do. More is no recursion."""
+
 
 class Book:
     """All jobs of one server, their listeners, and what is remembered of the ended ones."""
@@ -42,6 +48,8 @@ class Book:
         self.sessions: dict[bytes, Session] = {}
         self.jobs: dict[int, Job] = {}  # handle -> live job
         self.merged: dict[tuple[str, bytes], Job] = {}  # (function, uniq) -> job to join
+        # origin of a live job -> those that wait for it since they, or jobs in them, joined it
+        self.around: dict[Origin, set[Origin]] = {}
         self.nbytes = 0  # of all arguments and untaken ends
         self._last_handle = 0
 
@@ -103,13 +111,32 @@ class Book:
                 continue
             self._let_join(job)
             first = self.merged[job.name, job.offered]
-            if first is not job and first.origin not in job.terms.ancestors:
+            if first is not job and first.origin not in self.all_around(job.terms.ancestors):
                 pairs.append((job, first))
         return pairs
+
+    def all_around(self, ancestors: Iterable[Origin]) -> set[Origin]:
+        """Return all live jobs that wait for what is submitted inside these jobs.
+
+        These are the jobs themselves, those inside which others joined one of them, and so on. If
+        a submit from inside joined one of all these, it would wait for itself. O(joins of these).
+        """
+        found: set[Origin] = set()
+        todo = list(ancestors)
+        while todo:
+            origin = todo.pop()
+            if origin not in found:
+                found.add(origin)
+                todo += self.around.get(origin, ())
+        return found
 
     def join(self, job: Job, session: Session, terms: wire.SubmitJobs, ticket: int) -> None:
         """Let a submit join a live job. A ready one stands in the joiner's lane too."""
         job.background |= terms.background
+        if terms.ancestors:
+            around = self.around.setdefault(job.origin, set())
+            if len(around) < _MOST_AROUND:
+                around.update(terms.ancestors)
         self._want(job, session, ticket, background=terms.background)
         lane = (LaneId(session.id, terms.lane), terms.priority)
         if lane == (job.lane, job.priority):
@@ -244,6 +271,7 @@ class Book:
             self._unlisten(job, session, ticket)
         job.listeners.clear()
         self.unmerge(job)
+        self.around.pop(job.origin, None)
         job.state = ENDED
         del self.jobs[job.handle]
         self.nbytes -= job.nbytes
@@ -270,6 +298,8 @@ class Book:
         for key, job in self.merged.items():
             assert self.jobs[job.handle] is job, "only a live job can be joined"
             assert (job.name, job.uniq) == key, "a job is joined under its own uniq"
+        origins = {job.origin for job in self.jobs.values()}
+        assert self.around.keys() <= origins, "only live jobs are waited for"
         nbytes = sum(job.nbytes for job in self.jobs.values())
         for name, session in self.sessions.items():
             assert session.id == name

@@ -543,7 +543,7 @@ class GiveBack(Message, tag=True):
 
 
 class FetchBlob(Message, tag=True):
-    """worker > server: send me these bytes."""
+    """worker, supervisor > server: send me these bytes."""
 
     blob: BlobId
 
@@ -682,7 +682,7 @@ class WorkAccepted(Message, tag=True):
 
 
 class Blob(Message, tag=True):
-    """server > worker: the bytes you asked for (body 1), or ``known`` is false."""
+    """server > worker, supervisor: the bytes you asked for (body 1), or ``known`` is false."""
 
     blob: BlobId
     known: bool
@@ -724,7 +724,7 @@ FromWorker: TypeAlias = (
     | WorkData
     | WorkWarning
 )
-FromSupervisor: TypeAlias = GiveBack | WorkFail | WorkData | WorkWarning | ChildLost
+FromSupervisor: TypeAlias = GiveBack | FetchBlob | WorkFail | WorkData | WorkWarning | ChildLost
 Transfer: TypeAlias = Offer | Grant | Piece | Pieced | Declined
 ToServer: TypeAlias = FromClient | FromWorker | ChildLost | Hello | Heartbeat | Goodbye | Transfer
 

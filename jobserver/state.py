@@ -292,9 +292,7 @@ class State:
                 for handle in reversed(message.handles):
                     self._give_back(worker, handle, now)
             case wire.FetchBlob():
-                body = self.book.blobs.get(message.blob)
-                answer = wire.Blob(message.blob, known=body is not None)
-                self._send(worker.peer, answer, *([] if body is None else [body]))
+                self._on_fetch_blob(worker.peer, message)
             case wire.CanDo():
                 if len(worker.abilities) + len(message.abilities) > self.limits.abilities:
                     raise wire.Malformed("limit", "too many abilities")
@@ -325,6 +323,8 @@ class State:
                     job = self._held_under(supervisor, handle)
                     if job is not None and job.worker is not None:
                         self._give_back(job.worker, handle, now)
+            case wire.FetchBlob():
+                self._on_fetch_blob(supervisor.peer, message)
             case wire.WorkFail():
                 self._fail_work(self._held_under(supervisor, message.handle), message, now)
             case wire.WorkData() | wire.WorkWarning():
@@ -459,6 +459,9 @@ class State:
         needs = Needs(message.python, frozenset(message.labels))
         queue = self.crew.require_queue(message.function, needs)
         may_merge = message.merge or queue.function.merge
+        around: set[Origin] = set()
+        if may_merge and message.ancestors:
+            around = self.book.all_around(message.ancestors)
         message.jobs = []  # from here on it is the terms that its jobs share
         lane = wire.LaneId(session.id, message.lane)
         accepted: list[wire.Accepted] = []
@@ -475,7 +478,7 @@ class State:
                 told.append((session, session.untaken[ticket]))
                 continue
             else:
-                live = self._to_join(message, spec) if may_merge and spec.uniq else None
+                live = self._to_join(message, spec, around) if may_merge and spec.uniq else None
                 if isinstance(live, Untaken):
                     told.append((session, self.book.keep(session, ticket, live)))
                     continue
@@ -508,12 +511,17 @@ class State:
         self._tell(told)
         self._wake(queue, now)
 
-    def _to_join(self, terms: wire.SubmitJobs, spec: wire.JobSpec) -> Job | Untaken | None:
-        """Return the live job to join; or, for a resubmit, the end of one that just ended."""
+    def _to_join(
+        self, terms: wire.SubmitJobs, spec: wire.JobSpec, around: set[Origin]
+    ) -> Job | Untaken | None:
+        """Return the live job to join; or, for a resubmit, the end of one that just ended.
+
+        ``around`` are the jobs that wait for what is submitted.
+        """
         live = self.book.merged.get((terms.function, spec.uniq))
         if live is not None:
             # Who waits inside a job for that same job waits for ever.
-            return None if live.origin in terms.ancestors else live
+            return None if live.origin in around else live
         if terms.resubmit:
             handle = self.book.endings.of_uniq(terms.function, spec.uniq)
             ended = None if handle is None else self.book.endings.get(handle)
@@ -558,6 +566,11 @@ class State:
             self._to_session(session, wire.BlobTaken(message.blob, str(error)))
         else:
             self._to_session(session, wire.BlobTaken(message.blob))
+
+    def _on_fetch_blob(self, peer: bytes | None, message: wire.FetchBlob) -> None:
+        body = self.book.blobs.get(message.blob)
+        answer = wire.Blob(message.blob, known=body is not None)
+        self._send(peer, answer, *([] if body is None else [body]))
 
     def _on_cancel_jobs(self, session: Session, message: wire.CancelJobs, now: float) -> None:
         for first, n in message.tickets:
@@ -662,13 +675,14 @@ class State:
         slept = worker.sleep != "awake"
         worker.grab = None
         self.crew.set_sleep(worker, "awake", now)
+        lane: wire.LaneId | None = None
         if message.lanes:
-            jobs = self._take_of_lanes(worker, message)
+            jobs, lane = self._take_of_lanes(worker, message)
         else:
             self._settle_adopted(worker, now)
             jobs = self._take(worker, message)
         if jobs:
-            self._assign(worker, jobs, now)
+            self._assign(worker, jobs, now, lane)
         elif message.wait and not message.lanes:
             worker.grab = message
             self.crew.set_sleep(worker, "waiting", now)
@@ -721,15 +735,25 @@ class State:
                 room -= job.nbytes
         return jobs
 
-    def _take_of_lanes(self, worker: Worker, grab: wire.GrabJobs) -> list[Job]:
+    def _take_of_lanes(
+        self, worker: Worker, grab: wire.GrabJobs
+    ) -> tuple[list[Job], wire.LaneId | None]:
+        """Take a ready job of these lanes, and say in which it stood."""
         for queue in worker.queues:
             for lane in grab.lanes:
                 job = queue.pop_of(lane)
                 if job is not None:
-                    return [job]
-        return []
+                    return [job], lane
+        return [], None
 
-    def _assign(self, worker: Worker, jobs: list[Job], now: float) -> None:
+    def _assign(
+        self, worker: Worker, jobs: list[Job], now: float, lane: wire.LaneId | None = None
+    ) -> None:
+        """Give jobs to a worker; ``lane`` is where it found them, if it asked for lanes.
+
+        A merged job stands in the lane of everyone who joined, and a worker that waits inside a
+        job knows its own only.
+        """
         entries: list[wire.Assigned] = []
         if not worker.held:
             worker.since = now
@@ -753,7 +777,7 @@ class State:
                     terms.item_timeout,
                     terms.blobs,
                     terms.ancestors,
-                    job.lane,
+                    lane or job.lane,
                 )
             )
         body = wire.join([job.argument for job in jobs])

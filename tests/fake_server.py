@@ -27,7 +27,7 @@ import cloudpickle
 import msgspec
 import zmq
 
-from dmap.closures import blob_id, dump_function
+from dmap.closures import Closure
 from dmap.page import Page
 from jobserver import protocol
 from jobserver.pieces import TRANSFERS, Link
@@ -127,13 +127,15 @@ class FakeServer:
         return Job(msgspec.structs.replace(job, **fields), argument)
 
     def put(self, function: Callable[..., Any]) -> tuple[bytes, ...]:
-        """Have the closure as a blob, with test modules by value; return what a job names it by."""
+        """Have the blobs of a function, with test modules by value; return what a job names."""
         module = sys.modules[function.__module__]
         if module.__name__.startswith("test_"):
             cloudpickle.register_pickle_by_value(module)
-        blob = dump_function(function)
-        self.blobs[blob_id(blob)] = blob
-        return (blob_id(blob),)
+        blobs = Closure(function).blobs
+        for blob in blobs:
+            assert isinstance(blob.body, bytes)
+            self.blobs[blob.id] = blob.body
+        return tuple(blob.id for blob in blobs)
 
     def assign(self, peer: bytes, *jobs: Job) -> None:
         message = JobAssign([job.assigned for job in jobs])

@@ -95,7 +95,7 @@ WORKER = wire.Hello(
     name="papag-0",
     host="papag",
     pid=77,
-    labels=("gpu",),
+    labels=("gpu", "cloudpickle-3"),
 )
 
 
@@ -147,12 +147,25 @@ def test_workers_has_a_row_for_each_worker(
         "pid": 77,
         "child": 0,
         "python": "3.11",
+        "cloudpickle": "3",
         "labels": ["gpu"],
         "abilities": ["resize"],
         "n_abilities": 1,
         "jobs": 1,
         "state": "busy",
     }
+
+
+def test_people_see_the_version_of_cloudpickle_beside_that_of_python(
+    sammy: str, peer: MakePeer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grabbing = peer(sammy, WORKER)
+    submitted(peer(sammy, CLIENT))
+    grabbed(grabbing)
+    assert main(["workers", "--servers", sammy]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[4:7] == ["python", "cloudpickle", "labels"]
+    assert row.split()[4:7] == ["3.11", "3", "gpu"]
 
 
 def test_jobs_has_a_row_for_each_job_the_running_ones_first(

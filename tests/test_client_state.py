@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 from dmap import client_state
 from dmap.client_state import ClientState, rank
 from dmap.tickets import (
+    QUIET,
     Attached,
     Blob,
     Complaint,
@@ -952,17 +953,119 @@ def test_a_refused_key_ends_tickets_at_once() -> None:
     assert owner.end(Refused).trouble == "auth"
 
 
+def absent_for(world: World, seconds: float) -> list[Event]:
+    """Let time pass, and return what the client then has to say."""
+    until = world.now + seconds
+    while world.now < until:
+        world.pass_time(0.1)
+        world.move()
+    return world.notes
+
+
 def test_nobody_who_can_do_it_is_told_after_a_while() -> None:
     world = World(2).connect()
     world.submit(Terms("f", python="2.7"))
-    world.move()
-    for _ in range(40):
-        world.pass_time(0.1)
-        world.move()
-    (note,) = world.notes
+    (note,) = absent_for(world, QUIET + client_state.ABSENCE + 0.5)
     assert isinstance(note, NoWorkers)
     assert note.n_others == 2
     assert note.pythons == ("3.11",)
+
+
+def test_that_nobody_can_do_it_is_asked_again_before_it_is_told() -> None:
+    world = World().connect()
+    world.lines[0].start(n_workers=0)
+    world.lines[0].cut()
+    world.connect()
+    world.submit(Terms("f"))
+    world.move()
+    n_asked = 0
+    while not n_asked:
+        assert not absent_for(world, 0.1)
+        n_asked = sum(isinstance(message, wire.CountWorkers) for _, message in world.said)
+    world.lines[0].workers = [Worker(world.lines[0].net, "f", python="3.11")]
+    assert not absent_for(world, client_state.MOST_QUIET)
+
+
+def test_who_is_there_instead_is_known_as_soon_as_they_were_asked() -> None:
+    world = World().connect()
+    terms = Terms("f", python="2.7")
+    world.submit(terms)
+    assert not absent_for(world, QUIET + 0.2)
+    assert terms.absence == NoWorkers(terms, 1, ("3.11",), ())
+
+
+def without_its_worker(world: World, terms: Terms) -> Line:
+    """Have jobs that a server's only worker is there for, and end that worker's process."""
+    world.connect()
+    world.submit(terms)
+    world.move()
+    (line,) = world.lines
+    line.workers.pop().say(wire.Goodbye())
+    world.move()
+    return line
+
+
+def test_the_only_worker_is_not_missed_while_the_next_one_starts() -> None:
+    world = World()
+    line = without_its_worker(world, Terms("f"))
+    assert not absent_for(world, client_state.RESTART)
+    line.workers = [Worker(line.net, "f", python="3.11")]
+    assert not absent_for(world, client_state.MOST_QUIET)
+
+
+def test_jobs_that_come_while_a_worker_starts_anew_do_not_miss_it_either() -> None:
+    world = World()
+    line = without_its_worker(world, Terms("f"))
+    world.submit(Terms("f", attempts=1))  # its needs are those of the others
+    assert not absent_for(world, client_state.RESTART)
+    line.workers = [Worker(line.net, "f", python="3.11")]
+    assert not absent_for(world, client_state.MOST_QUIET)
+
+
+@pytest.mark.parametrize("how", ["complete", "raise"])
+def test_a_worker_that_was_heard_of_by_what_it_did_is_not_missed_while_it_restarts(
+    how: str,
+) -> None:
+    world = World()
+    (line,) = world.lines
+    line.start(n_workers=0)
+    world.connect().submit(Terms("f"))
+    world.move()
+    line.workers = [Worker(line.net, "f", python="3.11", host="papag")]
+    line.work(how)
+    line.workers.pop().say(wire.Goodbye())
+    world.submit(Terms("f"))
+    world.move()
+    assert not absent_for(world, client_state.RESTART)
+
+
+def test_a_worker_that_is_lost_again_and_again_is_not_missed() -> None:
+    world = World()
+    line = without_its_worker(world, Terms("f"))
+    for _ in range(5):
+        assert not absent_for(world, 0.8 * client_state.RESTART)
+        line.workers = [Worker(line.net, "f", python="3.11")]
+        assert not absent_for(world, client_state.ASK_AGAIN + 0.2)
+        line.workers.pop().say(wire.Goodbye())
+
+
+def test_a_worker_that_stays_away_is_missed_in_the_end() -> None:
+    world = World()
+    terms = Terms("f")
+    without_its_worker(world, terms)
+    notes = absent_for(world, QUIET + client_state.RESTART + 1)
+    assert notes == [NoWorkers(terms, 0, (), ())]
+    assert terms.n_workers == 0
+
+
+def test_a_word_of_a_job_ends_the_absence_of_its_workers() -> None:
+    world = World().connect()
+    terms = Terms("f", python="2.7")
+    world.submit(terms)
+    absent_for(world, QUIET + 0.2)
+    status = wire.JobStatus(1, 1, 2)
+    world.hear(world.state.on_message(0, status, (), world.now))
+    assert terms.absence is None
 
 
 def test_jobs_leave_a_server_without_workers_for_one_that_has_some() -> None:

@@ -2,23 +2,32 @@ import functools
 import operator
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
+import cloudpickle
 import numpy as np
 import pytest
 
-from dmap import closures
-from dmap.errors import ClosureError
+from dmap import closures, namespaces, pickling
+from dmap.errors import ClosureError, DmapWarning
 
 ROOT = Path(__file__).parent.parent
-LOCK = threading.Lock()
+
+
+Bodies: TypeAlias = list[bytes | memoryview]
+
+
+def bodies_of(func: Callable[..., Any]) -> Bodies:
+    """Return a function's blobs as they arrive."""
+    return [cast("bytes", blob.body) for blob in closures.Closure(func).blobs]
 
 
 def round_trip(func: Callable[..., Any]) -> Callable[..., Any]:
-    return closures.load_function(closures.dump_function(func))
+    return closures.load_function(bodies_of(func)).call
 
 
 class Scale:
@@ -58,8 +67,16 @@ def test_a_local_function_takes_along_the_functions_that_it_calls() -> None:
     assert round_trip(outer)(1) == 22
 
 
-def test_an_importable_function_goes_by_reference() -> None:
-    assert round_trip(triple) is triple
+def test_a_function_of_an_installed_module_goes_by_reference() -> None:
+    assert round_trip(textwrap.dedent) is textwrap.dedent
+    assert len(closures.Closure(textwrap.dedent).blobs) == 1
+
+
+def test_a_function_of_a_local_module_goes_with_its_module() -> None:
+    func = round_trip(triple)
+    assert func(2) == 6
+    assert func is not triple
+    assert len(closures.Closure(triple).blobs) == 2
 
 
 @pytest.mark.parametrize(
@@ -98,16 +115,88 @@ def test_a_class_travels_as_a_function() -> None:
 
 def test_a_captured_array_is_a_read_only_view_of_the_blob() -> None:
     small, large = np.arange(3), np.arange(100_000)
-    blob = closures.dump_function(lambda: (small, large))
-    for array in closures.load_function(blob)():
+    bodies = bodies_of(lambda: (small, large))
+    for array in closures.load_function(bodies).call():
         assert not array.flags.writeable
-        assert np.shares_memory(array, np.frombuffer(blob, np.uint8))
+        assert np.shares_memory(array, np.frombuffer(bodies[0], np.uint8))
+
+
+def test_a_large_captured_array_is_a_blob_of_its_own() -> None:
+    large = np.arange(200_000)
+    bodies = bodies_of(lambda: large)
+    array = closures.load_function(bodies).call()
+    assert not array.flags.writeable
+    assert np.shares_memory(array, np.frombuffer(bodies[-1], np.uint8))
+    assert len(bodies[0]) < 10_000
+
+
+def test_an_array_is_the_same_blob_in_whatever_function() -> None:
+    large = np.arange(200_000)
+    one, other = closures.Closure(lambda: large), closures.Closure(lambda: large + 1)
+    assert one.blobs[0].id != other.blobs[0].id
+    assert one.blobs[-1].id == other.blobs[-1].id
+
+
+def test_what_the_user_writes_to_an_array_later_does_not_change_the_blob() -> None:
+    large = np.zeros(200_000)
+    closure = closures.Closure(lambda: large)
+    large[0] = 1
+    assert closures.blob_id(cast("bytes", closure.blobs[-1].body)) == closure.blobs[-1].id
 
 
 def test_the_same_function_has_the_same_bytes() -> None:
     x = [1, 2, 3]
     func = lambda v: v + x  # noqa: E731
-    assert closures.dump_function(func) == closures.dump_function(func)
+    assert closures.Closure(func).blobs == closures.Closure(func).blobs
+
+
+def test_items_of_modules_that_the_function_has_need_nothing_more() -> None:
+    closure = closures.Closure(triple)
+    seen = pickling.Seen()
+    seen.modules |= {__name__, "textwrap"}
+    assert closure.blobs_for(seen) is closure.blobs
+
+
+def test_items_of_another_local_module_take_it_along() -> None:
+    closure = closures.Closure(textwrap.dedent)
+    seen = pickling.Seen()
+    pickling.dump([Scale(3)], seen)
+    blobs = closure.blobs_for(seen)
+    assert closure.blobs_for(seen) is blobs
+    bundle = cast("bytes", blobs[1].body)
+    assert __name__ in namespaces.Namespace(bundle).texts
+
+
+def test_functions_with_the_same_modules_share_their_namespace() -> None:
+    one, other = (closures.load_function(bodies_of(f)) for f in (triple, Scale(3).method))
+    assert one.namespace is not None
+    assert one.namespace is other.namespace
+
+
+def test_a_function_by_value_wants_a_cloudpickle_of_the_same_kind() -> None:
+    assert closures.Closure(lambda: 1).labels == (f"cloudpickle-{cloudpickle.__version__[0]}",)
+    assert closures.Closure(triple).labels == ()
+
+
+def test_source_lines_go_with_what_goes_by_value() -> None:
+    function = closures.load_function(bodies_of(lambda: "these words"))
+    (texts,) = function.sources.values()
+    assert "these words" in "".join(texts.values())
+
+
+def test_what_cannot_be_told_apart_is_never_merged_and_says_so_once() -> None:
+    held = [threading.Lock()]
+    closure = closures.Closure(len)
+    with pytest.warns(DmapWarning, match=r"an item of len .*is not merged.*lock"):
+        one = closure.uniq("map", held)
+    assert one != closure.uniq("map", held)
+
+
+def test_equal_items_have_equal_uniqs_by_the_kind_of_the_call_and_the_seed() -> None:
+    uniqs = [closures.Closure(triple).uniq(kind, (1, 2)) for kind in ("map", "star", "call")]
+    uniqs += [closures.Closure(triple).uniq("map", (1, 2), (7, index)) for index in range(2)]
+    assert len(set(uniqs)) == 5
+    assert closures.Closure(triple).uniq("map", (1, 2)) == uniqs[0]
 
 
 def test_a_blob_is_named_by_its_sha256() -> None:
@@ -135,11 +224,11 @@ def recursive(n):
 code = '''
 import sys
 from dmap import closures
-func = closures.load_function(sys.stdin.buffer.read())
+func = closures.load_function([sys.stdin.buffer.read()]).call
 print(func(0), func(2))
 '''
-blob = closures.dump_function(func)
-subprocess.run([sys.executable, "-c", code], input=blob, check=True)
+blob = closures.Closure(func).blobs[0]
+subprocess.run([sys.executable, "-c", code], input=blob.body, check=True)
 """
 
 
@@ -150,91 +239,41 @@ def test_a_function_of_main_runs_in_another_process() -> None:
     assert (out.stdout, out.stderr) == ("3 7\n", "")
 
 
-def unpicklable_captures() -> list[Any]:
-    lock = threading.Lock()
+def test_what_is_in_the_way_is_named_with_the_path_to_it() -> None:
+    pool = {"main": threading.Lock()}
+    helper = lambda x: (pool, x)  # noqa: E731
 
-    def closing(x: int) -> Any:
-        return lock, x
+    def func(x: int) -> Any:
+        return helper(x)
 
-    def by_global(x: int) -> Any:
-        return [LOCK for _ in range(x)]
-
-    def by_default(x: int, guard: Any = lock) -> Any:
-        return guard, x
-
-    def by_keyword(x: int, *, guard: Any = lock) -> Any:
-        return guard, x
-
-    # Those of an importable module would go by reference.
-    namespace: dict[str, Any] = {"LOCK": LOCK, "__name__": "__main__"}
-    moved = type(by_global)(by_global.__code__, namespace, "by_global")
-    scale = Scale(3)
-    scale.lock = lock  # type: ignore[attr-defined]
-    return [
-        pytest.param(closing, r"captured variable 'lock' of closing \(lock\)", id="closure"),
-        pytest.param(moved, r"global 'LOCK' of by_global \(lock\)", id="global"),
-        pytest.param(by_default, r"a default of by_default \(lock\)", id="default"),
-        pytest.param(by_keyword, r"the default of 'guard' of by_keyword", id="keyword"),
-        pytest.param(functools.partial(print, 1, lock), "argument 1 of partial", id="partial"),
-        pytest.param(functools.partial(print, end=lock), "argument 'end' of partial", id="named"),
-        pytest.param(functools.partial(closing), "the function of partial", id="partial of"),
-        pytest.param(scale, r"attribute 'lock' of Scale \(lock\)", id="attribute"),
-        pytest.param(scale.method, r"the object of Scale.method \(Scale\)", id="method"),
-    ]
-
-
-@pytest.mark.parametrize(("func", "words"), unpicklable_captures())
-def test_a_capture_that_cannot_be_pickled_is_named(func: Callable[..., Any], words: str) -> None:
-    with pytest.raises(ClosureError, match=words) as caught:
-        closures.dump_function(func)
+    path = r"func -> closure 'helper' -> closure 'pool' -> \['main'\] is a lock \(_thread.lock\)"
+    with pytest.raises(ClosureError, match=path) as caught:
+        closures.Closure(func)
     assert isinstance(caught.value.__cause__, TypeError)
-
-
-def test_a_variable_without_a_value_yet_hides_no_culprit() -> None:
-    def func() -> Any:
-        return early, lock
-
-    lock = threading.Lock()
-    with pytest.raises(ClosureError, match="captured variable 'lock'"):
-        closures.dump_function(func)
-    early = 1
-
-
-def test_a_deeper_culprit_is_reported_with_the_function() -> None:
-    class Opaque:
-        __slots__ = ()
-
-        def __call__(self) -> None: ...
-
-        def __reduce__(self) -> str:
-            raise ZeroDivisionError("at no time")
-
-    with pytest.raises(
-        ClosureError, match=r"the function Opaque \(Opaque\) .*ZeroDivisionError: at no time"
-    ):
-        closures.dump_function(Opaque())
 
 
 def test_a_missing_module_is_named_with_the_host_and_its_python(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "only_at_the_client.py").write_text("def func(x): return x\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "only_at_the_client.py").write_text("def func(x): return x\n")
+    monkeypatch.syspath_prepend(folder)
     import only_at_the_client  # type: ignore[import-not-found]
 
-    blob = closures.dump_function(only_at_the_client.func)
+    bodies = bodies_of(only_at_the_client.func)
     monkeypatch.undo()
     del sys.modules["only_at_the_client"]
     with pytest.raises(
-        ClosureError, match=rf"module 'only_at_the_client', which .* \(Python {sys.version[:4]}"
+        ClosureError, match=rf"no module only_at_the_client on .* \(Python {sys.version[:4]}"
     ):
-        closures.load_function(blob)
+        closures.load_function(bodies)
 
 
 def test_a_function_that_is_not_in_its_module_here_is_a_closure_error() -> None:
-    blob = closures.dump_function(triple).replace(b"triple", b"treble")
-    with pytest.raises(ClosureError, match=r"cannot be loaded on .*treble"):
-        closures.load_function(blob)
+    (body,) = bodies_of(textwrap.dedent)
+    with pytest.raises(ClosureError, match=r"cannot be loaded on .*tnedef"):
+        closures.load_function([bytes(body).replace(b"dedent", b"tnedef")])
 
 
 class AsyncCall:
@@ -282,14 +321,14 @@ def test_what_cannot_be_called_is_a_type_error_that_says_what_it_is(value: objec
     assert len(str(caught.value)) < 200
 
 
-def blobs(n: int) -> list[bytes]:
-    return [closures.dump_function(functools.partial(int, str(i))) for i in range(n)]
+def blobs(n: int) -> list[Bodies]:
+    return [bodies_of(functools.partial(int, str(i))) for i in range(n)]
 
 
-def fill(cache: closures.FunctionCache, n: int) -> list[bytes]:
+def fill(cache: closures.FunctionCache, n: int) -> list[tuple[bytes, ...]]:
     ids = []
     for blob in blobs(n):
-        ids.append(closures.blob_id(blob))
+        ids.append((closures.blob_id(blob[0]),))
         cache.load(ids[-1], blob)
     return ids
 
@@ -297,25 +336,25 @@ def fill(cache: closures.FunctionCache, n: int) -> list[bytes]:
 def test_a_cached_function_is_the_one_that_was_loaded() -> None:
     cache = closures.FunctionCache()
     [blob] = blobs(1)
-    func = cache.load(b"id", blob)
-    assert cache.get(b"id") is func
-    assert func() == 0
+    func = cache.load((b"id",), blob)
+    assert cache.get((b"id",)) is func
+    assert func.call() == 0
 
 
 def test_an_unknown_blob_is_not_in_the_cache() -> None:
-    assert closures.FunctionCache().get(b"id") is None
+    assert closures.FunctionCache().get((b"id",)) is None
 
 
 def test_the_least_recently_used_function_makes_room() -> None:
     cache = closures.FunctionCache(max_functions=2)
     first, second = fill(cache, 2)
     cache.get(first)
-    cache.load(b"third", blobs(1)[0])
-    assert (first in cache, second in cache, b"third" in cache) == (True, False, True)
+    cache.load((b"third",), blobs(1)[0])
+    assert (first in cache, second in cache, (b"third",) in cache) == (True, False, True)
 
 
 def test_the_cache_is_bounded_by_the_bytes_of_its_blobs() -> None:
-    nbytes = len(blobs(1)[0])
+    nbytes = len(blobs(1)[0][0])
     cache = closures.FunctionCache(max_nbytes=2 * nbytes)
     ids = fill(cache, 4)
     assert [blob_id in cache for blob_id in ids] == [False, False, True, True]
@@ -331,13 +370,13 @@ def test_a_function_larger_than_the_cache_stays_alone() -> None:
 def test_a_function_loaded_twice_counts_once() -> None:
     cache = closures.FunctionCache()
     [blob] = blobs(1)
-    cache.load(b"id", blob)
-    cache.load(b"id", blob)
-    assert (len(cache), cache.nbytes) == (1, len(blob))
+    cache.load((b"id",), blob)
+    cache.load((b"id",), blob)
+    assert (len(cache), cache.nbytes) == (1, len(blob[0]))
 
 
 def test_what_does_not_load_changes_nothing() -> None:
     cache = closures.FunctionCache()
     with pytest.raises(ClosureError):
-        cache.load(b"id", b"no body")
+        cache.load((b"id",), [b"no body"])
     assert (len(cache), cache.nbytes) == (0, 0)

@@ -311,16 +311,62 @@ def test_a_job_of_the_parent_is_refused_in_a_forked_child(
     assert connection.usable
 
 
+CLOSURES = Terms("dmap", python="3.11", labels=("gpu", "cloudpickle-3"))
+
+
 @pytest.mark.parametrize(
-    ("terms", "others", "expected"),
+    ("event", "expected"),
     [
-        (Terms("resize"), 0, "--import"),
-        (Terms("dmap", python="3.9"), 4, "Python 3.9"),
-        (Terms("resize", labels=("gpu",)), 4, "gpu"),
+        (
+            NoWorkers(Terms("resize"), 0, (), ()),
+            "no worker at sammy, kenny can run the function 'resize': the jobs wait; "
+            "start one: dmap-worker --servers ... --import the_module_that_registers_it",
+        ),
+        (
+            NoWorkers(CLOSURES, 0, (), ()),
+            "no worker at sammy, kenny can run closures: the jobs wait; "
+            "start one: dmap-worker --servers ...",
+        ),
+        (
+            NoWorkers(CLOSURES, 4, ("3.12",), ("big", "cloudpickle-3")),
+            "no worker at sammy, kenny runs closures under Python 3.11 and cloudpickle 3 with the "
+            "label gpu; there are 4 with Python 3.12, cloudpickle 3, the label big, but none with "
+            "Python 3.11 or the label gpu: the jobs wait; start one that fits, or ask for less "
+            "(`dmap workers` shows who is there)",
+        ),
+        (
+            NoWorkers(CLOSURES, 1, ("3.11",), ("cloudpickle-2", "gpu")),
+            "no worker at sammy, kenny runs closures under Python 3.11 and cloudpickle 3 with the "
+            "label gpu; there is 1 with Python 3.11, cloudpickle 2, the label gpu, but none with "
+            "cloudpickle 3: the jobs wait; start one that fits, or ask for less "
+            "(`dmap workers` shows who is there)",
+        ),
+        (
+            NoWorkers(CLOSURES, 2, ("3.11", "3.12"), ("big", "cloudpickle-3", "gpu")),
+            "no worker at sammy, kenny runs closures under Python 3.11 and cloudpickle 3 with the "
+            "label gpu; there are 2 with Python 3.11 or 3.12, cloudpickle 3, the labels big, gpu, "
+            "but none with all of that: the jobs wait; start one that fits, or ask for less "
+            "(`dmap workers` shows who is there)",
+        ),
+        (
+            NoWorkers(Terms("resize", labels=("big", "gpu")), 2, ("",), ()),
+            "no worker at sammy, kenny runs the function 'resize' with the labels big, gpu; "
+            "there are 2, but none with the label big or the label gpu: the jobs wait; start one "
+            "that fits, or ask for less (`dmap workers` shows who is there)",
+        ),
+        (
+            NoWorkers(CLOSURES, None, (), ()),
+            "no worker at sammy, kenny runs closures under Python 3.11 and cloudpickle 3 with the "
+            "label gpu: the jobs wait; start one that fits, or ask for less "
+            "(`dmap workers` shows who is there)",
+        ),
     ],
 )
-def test_who_is_missing_is_described(terms: Terms, others: int, expected: str) -> None:
-    said = describe_no_workers(NoWorkers(terms, others, ("3.11",), ("big",)), ["sammy"])
-    assert expected in said
-    assert "sammy" in said
-    assert "\n" not in said
+def test_who_is_missing_and_who_is_there_is_described(event: NoWorkers, expected: str) -> None:
+    assert describe_no_workers(event, ["sammy", "kenny"]) == expected
+
+
+def test_what_follows_from_it_is_said_in_its_place() -> None:
+    event = NoWorkers(CLOSURES, 0, (), ())
+    said = describe_no_workers(event, ["sammy"], "the map's 4.0 s are over")
+    assert said.startswith("no worker at sammy can run closures: the map's 4.0 s are over; start")

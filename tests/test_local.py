@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import stat
 import subprocess
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from cluster import wait_for
+
+from dmap.cores import n_cores
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +65,7 @@ def test_it_starts_once_for_all_calls() -> None:
 
 
 def test_it_has_a_worker_a_core_that_may_be_used() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = n_cores()
     said = run(
         "import os, dmap, time\n"
         "def who(n):\n"

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from dmap import Client, closures, raised, work
 from dmap.errors import ClosureError, DmapWarning, JobTimeout, NoWorker, WorkerLost
 from dmap.map import Items, Map, Settings
-from dmap.tickets import Blob, Completed, Failed, Refused, Ticket
+from dmap.tickets import Completed, Failed, NoWorkers, Refused, Ticket
 from jobserver.protocol import JobException, JobFail
 
 Event = Completed | Failed | Refused
@@ -29,6 +29,7 @@ class Workshop:
     """Stands where a connection does. Each wait lets one chunk meet its fate."""
 
     session = b"s" * 16
+    servers = ("sammy",)
 
     def __init__(self, func: Callable[..., Any], fates: Iterator[Fate] | None = None) -> None:
         self.func = func
@@ -118,10 +119,9 @@ def make(
     **options: Any,
 ) -> tuple[Map, Workshop]:
     workshop = Workshop(func, fates)
-    body = closures.dump_function(func)
     one = Map(
         workshop,  # type: ignore[arg-type]
-        Blob(closures.blob_id(body), body),
+        closures.Closure(func),
         Items([items]),
         Settings(**options),
         "f",
@@ -352,7 +352,23 @@ def test_a_map_out_of_time_without_workers_says_that() -> None:
     run, workshop = make(double, range(10), timeout=1e-9, labels=["gpu"])
     workshop.n_workers = 0
     workshop.wait = lambda done, timeout, lanes: False  # type: ignore[method-assign]
-    with pytest.raises(NoWorker, match="gpu"):
+    with pytest.raises(NoWorker, match=r"no worker at sammy .* the label gpu.*1e-09 s are over"):
+        run.all()
+
+
+def test_a_map_out_of_time_without_workers_tells_what_the_warning_told() -> None:
+    run, workshop = make(double, range(10), timeout=1e-9, labels=["gpu"])
+    workshop.n_workers = 0
+    submit_all = workshop.submit_all
+
+    def submit(tickets: Sequence[Ticket]) -> None:
+        submit_all(tickets)
+        for ticket in tickets:
+            ticket.terms.absence = NoWorkers(ticket.terms, 4, ("3.11",), ("big",))
+
+    workshop.submit_all = submit  # type: ignore[method-assign]
+    workshop.wait = lambda done, timeout, lanes: False  # type: ignore[method-assign]
+    with pytest.raises(NoWorker, match=r"there are 4 with Python 3\.11, the label big"):
         run.all()
 
 
@@ -578,7 +594,7 @@ def test_nobody_to_run_it_is_a_warning_first_and_then_an_error(cluster: Cluster)
         pytest.warns(DmapWarning, match="gpu") as warned,
         pytest.raises(NoWorker, match="gpu"),
     ):
-        own.dmap(double, range(3), labels=["gpu"], timeout=4.0)
+        own.dmap(double, range(3), labels=["gpu"], timeout=6.0)
     assert [warning.filename for warning in warned] == [__file__]
 
 

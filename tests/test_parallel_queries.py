@@ -197,8 +197,11 @@ def test_a_worker_keeps_its_one_connection_across_jobs(cluster: Cluster, sql: An
                 wait_all_busy(sql)
             assert all(job.result() for job in jobs)
         rounds.append(workers_connections(sql))
-    assert len(rounds[0]) == N_WORKERS
     assert rounds[0] == rounds[1] == rounds[2]
+    processes = sql.execute(
+        "SELECT DISTINCT application_name FROM pg_stat_activity WHERE application_name ~ '^worker '"
+    )
+    assert len(rounds[0]) == len(processes.fetchall()) == N_WORKERS
 
 
 def test_forty_clients_get_the_answer_of_one_run(cluster: Cluster, sql: Any) -> None:

@@ -23,6 +23,7 @@ NAMES = [
     "Job",
     "job",
     "current_job",
+    "per_worker",
     "set_job_servers",
     "shutdown",
     "DmapError",

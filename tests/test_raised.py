@@ -141,6 +141,16 @@ class StrRaises(Exception):
     __repr__ = __str__
 
 
+class Gathered(ExceptionGroup[Exception]):
+    def __new__(cls, errors: list[Exception], code: int) -> "Gathered":
+        made = super().__new__(cls, "gathered", errors)
+        made.args = (errors, code)
+        return made
+
+    def __init__(self, errors: list[Exception], code: int) -> None:
+        self.code = code
+
+
 class Mixin:
     pass
 
@@ -244,6 +254,233 @@ def test_an_exception_of_a_local_class_arrives_with_its_class() -> None:
 
     back = home(Local("text"))
     assert (type(back).__name__, back.code, back.args) == ("Local", 3, ("text",))
+
+
+# What is behind it and in it
+
+
+def chained(error: BaseException, *behind: BaseException) -> BaseException:
+    """Return an exception whose causes are these, the nearest first."""
+    first = error
+    for cause in behind:
+        error.__cause__ = cause
+        error = cause
+    return first
+
+
+def behind(error: BaseException | None) -> BaseException:
+    """Return the remote traceback of an exception that came home."""
+    assert error is not None
+    assert isinstance(error.__cause__, raised.RemoteTraceback)
+    return error.__cause__
+
+
+def test_a_cause_hangs_behind_the_remote_traceback_as_itself() -> None:
+    cause = behind(home(chained(ValueError("outer"), TwoArguments(3, "inner")))).__cause__
+    assert isinstance(cause, TwoArguments)
+    assert (cause.code, str(cause)) == (3, "3: inner")
+
+
+def test_the_cause_of_a_cause_hangs_behind_that() -> None:
+    cause: Any = behind(home(chained(ValueError(1), KeyError(2), OSError(3)))).__cause__
+    assert (repr(cause), repr(cause.__cause__)) == ("KeyError(2)", "OSError(3)")
+    assert cause.__cause__.__cause__ is None
+
+
+@pytest.mark.parametrize("is_suppressed", [True, False])
+def test_a_context_hangs_there_too(is_suppressed: bool) -> None:
+    error = ValueError("outer")
+    error.__context__ = KeyError("inner")
+    error.__suppress_context__ = is_suppressed
+    text = behind(home(error))
+    assert text.__cause__ is None
+    assert repr(text.__context__) == "KeyError('inner')"
+    assert text.__suppress_context__ is is_suppressed
+
+
+def test_an_exception_without_a_chain_has_only_the_remote_traceback() -> None:
+    text = behind(home(ValueError("text")))
+    assert (text.__cause__, text.__context__) == (None, None)
+
+
+def test_a_cause_keeps_its_notes() -> None:
+    cause = KeyError(2)
+    cause.add_note("mind the gap")
+    back: Any = behind(home(chained(ValueError(1), cause))).__cause__
+    assert back.__notes__ == ["mind the gap"]
+
+
+def test_a_cause_that_will_not_travel_degrades_alone() -> None:
+    error = chained(ValueError(1), NotSubclassed(1, 2), StrRaises(3), KeyError(4))
+    first: Any = behind(home(error)).__cause__
+    assert isinstance(first, RemoteError)
+    assert isinstance(first, ValueError)
+    assert first.type_name == "test_raised.NotSubclassed"
+    assert type(first.__cause__) is StrRaises
+    assert repr(first.__cause__.__cause__) == "KeyError(4)"
+
+
+def test_a_cause_of_a_class_that_is_only_on_the_worker_degrades_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "only_over_there.py").write_text("class Odd(Exception): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import only_over_there  # type: ignore[import-not-found]
+
+    error = chained(ValueError(1), only_over_there.Odd("text"), KeyError(2))
+    sent = raised.describe(error)
+    monkeypatch.undo()
+    del sys.modules["only_over_there"]
+    back: Any = raised.restore(*sent)
+    cause = behind(back).__cause__
+    assert type(back) is ValueError
+    assert (type(cause), str(cause)) == (RemoteError, "only_over_there.Odd: text")
+    assert repr(cause.__cause__) == "KeyError(2)"
+
+
+def test_what_was_raised_may_degrade_and_keep_its_cause() -> None:
+    back = home(chained(SystemExit(3), KeyError(2)))
+    assert type(back) is RemoteError
+    assert repr(behind(back).__cause__) == "KeyError(2)"
+
+
+def test_an_order_behind_an_exception_is_what_it_was() -> None:
+    error = ValueError("no more")
+    error.__context__ = StopIteration(3)
+    assert repr(behind(home(error)).__context__) == "StopIteration(3)"
+
+
+def test_a_chain_that_ends_where_it_began_arrives_so() -> None:
+    first, second = ValueError(1), KeyError(2)
+    first.__cause__, second.__context__ = second, first
+    back = home(first)
+    cause = behind(back).__cause__
+    assert repr(cause) == "KeyError(2)"
+    assert cause is not None
+    assert cause.__context__ is back
+
+
+def test_one_exception_that_is_cause_and_context_arrives_as_one() -> None:
+    error = chained(ValueError(1), KeyError(2))
+    error.__context__ = error.__cause__
+    text = behind(home(error))
+    assert text.__cause__ is text.__context__ is not None
+
+
+def test_sixteen_links_of_a_chain_arrive() -> None:
+    error: BaseException | None = behind(home(chained(*map(ValueError, range(40)))))
+    numbers = []
+    while error is not None:
+        numbers.append(error.args[0])
+        error = error.__cause__
+    assert numbers[1:] == list(range(1, 17))
+
+
+def test_a_large_cause_leaves_what_was_raised_its_room() -> None:
+    error: Any = chained(ValueError(bytes(3 * raised.PART_NBYTES)), KeyError(1), OSError("small"))
+    error.__cause__.large = bytes(2 * raised.PART_NBYTES)
+    summary, pickled = raised.describe(error)
+    assert len(pickled) <= raised.PICKLED_NBYTES
+    back: Any = raised.restore(summary, pickled)
+    assert len(back.args[0]) == 3 * raised.PART_NBYTES
+    cause: Any = behind(back).__cause__
+    assert isinstance(cause, KeyError)
+    assert not hasattr(cause, "large")
+    assert repr(cause.__cause__) == "OSError('small')"
+
+
+def test_a_cause_goes_without_what_is_large_on_it() -> None:
+    cause: Any = KeyError(1)
+    cause.large, cause.small = bytes(raised.PART_NBYTES), 3
+    back: Any = behind(home(chained(ValueError(1), cause))).__cause__
+    assert isinstance(back, KeyError)
+    assert (back.small, hasattr(back, "large")) == (3, False)
+
+
+def test_a_group_of_many_long_texts_is_bounded() -> None:
+    members = [ReduceRaises(ValueError(), Mixin, "x" * 10_000, n) for n in range(1000)]
+    group = ExceptionGroup("all", [chained(ValueError(1), *members[:1]), *members])  # type: ignore[list-item]
+    assert len(raised.describe(group)[1]) <= raised.PICKLED_NBYTES
+
+
+def test_a_chain_that_is_too_large_together_arrives_as_far_as_there_is_room() -> None:
+    error = chained(*(ValueError(n, bytes(raised.PART_NBYTES - 1000)) for n in range(10)))
+    summary, pickled = raised.describe(error)
+    assert len(pickled) <= raised.PICKLED_NBYTES
+    back: Any = raised.restore(summary, pickled)
+    cause: Any = behind(back).__cause__
+    assert [type(cause), type(cause.__cause__.__cause__.__cause__)] == [ValueError, RemoteError]
+
+
+def test_what_comes_home_twice_has_one_remote_traceback_before_its_cause() -> None:
+    once = home(chained(ValueError(1), KeyError(2)))
+    text = behind(home(once))
+    assert repr(text.__cause__) == "KeyError(2)"
+    assert str(text).count("in caught") == 2
+
+
+def test_members_of_a_group_keep_their_causes_and_notes() -> None:
+    member = chained(LookupError(1), KeyError(2))
+    member.add_note("mind the gap")
+    group = ExceptionGroup("both", [ExceptionGroup("inner", [member])])  # type: ignore[list-item]
+    group.add_note("of all")
+    back = home(group)
+    (inner,) = back.exceptions
+    assert (type(back), type(inner)) == (ExceptionGroup, ExceptionGroup)
+    assert inner.exceptions[0].__notes__ == ["mind the gap"]
+    assert repr(inner.exceptions[0].__cause__) == "KeyError(2)"
+    assert back.__notes__ == ["of all"]
+
+
+def test_a_member_that_will_not_travel_degrades_alone() -> None:
+    back = home(ExceptionGroup("all", [ValueError(1), NotSubclassed(1, 2), Locked(3, "shut")]))
+    assert type(back) is ExceptionGroup
+    assert [isinstance(member, RemoteError) for member in back.exceptions] == [False, True, True]
+    assert [type(back.exceptions[0]), back.exceptions[2].code] == [ValueError, 3]
+
+
+def test_what_arrives_can_be_split_by_except() -> None:
+    group = ExceptionGroup("all", [ValueError(1), ExceptionGroup("in", [Locked(3, "shut")])])
+    caught_here = []
+    try:
+        raise home(group)
+    except* Locked as locked:
+        caught_here.append(locked.exceptions[0].exceptions[0].code)  # type: ignore[union-attr]
+    except* ValueError as other:
+        caught_here.append(other.exceptions[0].args[0])
+    assert caught_here == [3, 1]
+
+
+def test_a_group_that_is_a_cause_arrives_whole() -> None:
+    group = ExceptionGroup("both", [chained(ValueError(1), KeyError(2))])  # type: ignore[list-item]
+    cause: Any = behind(home(chained(OSError(3), group))).__cause__
+    assert type(cause) is ExceptionGroup
+    assert repr(cause.exceptions[0].__cause__) == "KeyError(2)"
+
+
+def test_a_group_whose_member_is_its_cause_has_it_once() -> None:
+    member = ValueError(1)
+    back = home(chained(ExceptionGroup("both", [member, KeyError(2)]), member))
+    assert behind(back).__cause__ is back.exceptions[0]
+
+
+def test_a_group_with_arguments_of_its_own_arrives() -> None:
+    back = home(Gathered([ValueError(1), KeyError(2)], code=3))
+    assert type(back) is Gathered
+    assert (back.code, back.message, len(back.exceptions)) == (3, "gathered", 2)
+    assert back.args == ([back.exceptions[0], back.exceptions[1]], 3)
+
+
+def test_a_group_of_more_than_are_packed_together_arrives() -> None:
+    back = home(ExceptionGroup("all", [ValueError(n) for n in range(2 * raised.MAX_ERRORS)]))
+    assert [error.args[0] for error in back.exceptions] == list(range(2 * raised.MAX_ERRORS))
+
+
+def test_a_group_with_a_lock_can_be_pickled_again() -> None:
+    group = ExceptionGroup("both", [ValueError("a")])
+    group.lock = threading.Lock()  # type: ignore[attr-defined]
+    back = pickle.loads(pickle.dumps(home(group)))
+    assert repr(back.exceptions) == "(ValueError('a'),)"
 
 
 # What arrives in part
@@ -404,13 +641,23 @@ def test_an_order_to_the_worker_is_no_order_to_the_client(error: BaseException) 
 
 
 def test_a_parcel_never_opens_as_an_order() -> None:
-    parcel = raised._pack_whole(SystemExit(3))  # type: ignore[arg-type]
-    back = raised.restore(raised.Summary("Odd", "text", ""), parcel)
+    parcel = raised._pack_whole(SystemExit(3))
+    packed = pickle.dumps([(parcel, "", "", [], -1, -1, False)])
+    back = raised.restore(raised.Summary("Odd", "text", ""), packed)
     assert type(back) is RemoteError
 
 
 @pytest.mark.parametrize(
-    "pickled", [b"", b"junk", pickle.dumps(3), pickle.dumps(("whole", b"", {}))]
+    "pickled",
+    [
+        b"",
+        b"junk",
+        pickle.dumps(3),
+        pickle.dumps([]),
+        pickle.dumps([(b"junk", "", "", [], -1, -1, False)]),
+        pickle.dumps([(b"", "", "", [], 7, -1, False)]),
+        pickle.dumps([(pickle.dumps(("whole", b"", {})), "", "", [0], 0, -1, False)]),
+    ],
 )
 def test_a_parcel_that_does_not_open_is_a_remote_error(pickled: bytes) -> None:
     back = raised.restore(raised.Summary("pkg.Odd", "text", "Traceback ..."), pickled)
@@ -440,7 +687,7 @@ def test_ctrl_c_while_a_parcel_opens_is_the_clients_own(monkeypatch: pytest.Monk
 def test_code_that_raises_what_it_likes_hurts_nobody(error: Exception) -> None:
     back = home(error)
     assert isinstance(back, type(error))
-    raised.annotate(back, 1, "papag")
+    raised.annotate(back, "on papag")
 
 
 def test_an_exception_without_a_text_says_so() -> None:
@@ -480,13 +727,16 @@ def test_a_recursion_two_thousand_deep_arrives() -> None:
     assert "Previous line repeated" in str(back.__cause__)
 
 
-def test_a_group_nested_two_thousand_deep_arrives_somehow() -> None:
+def test_of_a_group_nested_two_thousand_deep_the_outer_levels_arrive() -> None:
     error: Exception = ValueError("core")
     for n in range(2000):
         error = ExceptionGroup(f"level {n}", [error])
     back = home(error)
-    assert "ExceptionGroup" in raised.type_name(type(back)) or isinstance(back, RemoteError)
     assert "in caught" in str(back.__cause__)
+    for _ in range(raised.MAX_NESTED):
+        assert type(back) is ExceptionGroup
+        (back,) = back.exceptions
+    assert isinstance(back, RemoteError)
 
 
 def test_a_chain_two_thousand_long_arrives() -> None:
@@ -510,6 +760,58 @@ def test_the_cause_is_the_remote_traceback() -> None:
 def test_a_remote_traceback_can_be_pickled() -> None:
     cause = home(ValueError("text")).__cause__
     assert str(pickle.loads(pickle.dumps(cause))) == str(cause)
+
+
+def test_a_printed_exception_shows_each_traceback_once(capfd: pytest.CaptureFixture[str]) -> None:
+    cause = caught(KeyError("inner"))
+    back = home(chained(ValueError("outer"), cause))
+    sys.excepthook(type(back), back, None)
+    assert capfd.readouterr().err.count("in caught") == 2
+
+
+def test_a_traceback_has_the_lines_that_came_along() -> None:
+    program = "def typed():\n    raise ValueError\n"
+    namespace: dict[str, Any] = {}
+    exec(compile(program, "/tmp/ipykernel_1/123.py", "exec"), namespace)
+    lines = {"/tmp/ipykernel_1/123.py": {1: program}}
+    try:
+        namespace["typed"]()
+    except ValueError as error:
+        with_them = raised.describe(error, lines=lines)[0].traceback_text
+        without = raised.describe(error)[0].traceback_text
+    assert '123.py", line 2, in typed\n    raise ValueError\n' in with_them
+    assert "    raise ValueError" not in without
+
+
+def test_a_traceback_has_the_lines_of_local_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    number = caught.__code__.co_firstlineno + 3
+    lines = {__file__: {number: "the true line\n"}}
+    monkeypatch.setattr("dmap.sources.of_bundles", lambda error: lines)
+    text = raised.describe(caught(ValueError("text")))[0].traceback_text
+    assert "in caught\n    the true line\n" in text
+
+
+def test_a_traceback_that_cannot_be_formatted_with_its_lines_is_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dmap.sources.show", None)
+    assert "in caught" in raised.describe(caught(ValueError("text")))[0].traceback_text
+
+
+@pytest.mark.parametrize("write", ["a[0] = 1", "a += 1", "a.sort()"])
+def test_writing_to_a_read_only_array_has_a_note_that_helps(write: str) -> None:
+    array = np.zeros(3)
+    array.flags.writeable = False
+    with pytest.raises(ValueError) as error:
+        exec(write, {"a": array})
+    raised.advise(error.value)
+    assert error.value.__notes__ == [raised.READ_ONLY]
+
+
+@pytest.mark.parametrize("error", [ValueError("text"), KeyError("read-only"), StrRaises()])
+def test_other_errors_have_no_such_note(error: Exception) -> None:
+    raised.advise(error)
+    assert not hasattr(error, "__notes__")
 
 
 def test_a_printed_exception_shows_the_remote_traceback(capfd: pytest.CaptureFixture[str]) -> None:
@@ -552,27 +854,25 @@ def test_describing_changes_nothing_on_the_exception() -> None:
     assert (vars(error), error.__traceback__, error.__cause__) == before
 
 
-@pytest.mark.parametrize(
-    ("index", "attempt", "note"),
-    [
-        (17, 2, "item 17, on papag (attempt 2)"),
-        (0, 1, "item 0, on papag"),
-        (None, 1, "on papag"),
-    ],
-)
-def test_a_note_says_which_item_where_and_in_which_attempt(
-    index: int | None, attempt: int, note: str
-) -> None:
+def test_a_note_stands_behind_those_that_the_user_made() -> None:
     error = ValueError()
     error.add_note("mind the gap")
-    raised.annotate(error, index, "papag", attempt)
-    assert error.__notes__ == ["mind the gap", note]
+    raised.annotate(error, "on papag")
+    assert error.__notes__ == ["mind the gap", "on papag"]
+
+
+@pytest.mark.parametrize("notes", [("mind the gap",), ["mind the gap"]])
+def test_a_note_fits_on_a_frozen_exception_that_has_one(notes: Any) -> None:
+    error = Frozen(1, "a")
+    object.__setattr__(error, "__notes__", notes)
+    raised.annotate(error, "on papag")
+    assert error.__notes__ == ["mind the gap", "on papag"]
 
 
 def test_a_note_fits_on_a_frozen_exception() -> None:
     error = Frozen(1, "a")
-    raised.annotate(error, 1, "papag")
-    assert error.__notes__ == ["item 1, on papag"]
+    raised.annotate(error, "on papag")
+    assert error.__notes__ == ["on papag"]
 
 
 @pytest.mark.parametrize("error", [ValueError(), Frozen(1, "a"), WithSlots(1)])
@@ -603,7 +903,7 @@ class Locked(Odd):
 code = '''
 import pickle, sys
 from dmap import closures, raised
-func = closures.load_function(sys.stdin.buffer.read())
+func = closures.load_function([sys.stdin.buffer.read()]).call
 try:
     func()
 except BaseException as error:
@@ -616,8 +916,8 @@ def locked():
 def leave():
     sys.exit("bye")
 for func, wanted in (odd, Odd), (locked, Locked), (leave, RemoteError):
-    blob = closures.dump_function(func)
-    out = subprocess.run([sys.executable, "-c", code], input=blob, stdout=-1, check=True)
+    (blob,) = closures.Closure(func).blobs
+    out = subprocess.run([sys.executable, "-c", code], input=blob.body, stdout=-1, check=True)
     try:
         raise raised.restore(*pickle.loads(out.stdout))
     except wanted as error:

@@ -1012,6 +1012,19 @@ def test_a_worker_fetches_the_blob_that_its_job_names(net: Net) -> None:
     assert worker.take_with_bodies(wire.Blob) == (wire.Blob(blob, True), (b"closure",))
 
 
+def test_a_supervisor_fetches_blobs_for_its_children(net: Net) -> None:
+    from jobserver.blobs import digest
+
+    client, supervisor = Client(net), Supervisor(net)
+    blob = digest(b"closure")
+    client.say(wire.PutBlob(blob), b"closure")
+    assert client.take(wire.BlobTaken) == wire.BlobTaken(blob)
+    supervisor.say(wire.FetchBlob(blob))
+    assert supervisor.take_with_bodies(wire.Blob) == (wire.Blob(blob, True), (b"closure",))
+    supervisor.say(wire.FetchBlob(b"?" * 32))
+    assert supervisor.take_with_bodies(wire.Blob) == (wire.Blob(b"?" * 32, False), ())
+
+
 def test_a_blob_under_a_wrong_name_is_refused(net: Net) -> None:
     client = Client(net)
     client.say(wire.PutBlob(b"b" * 32), b"bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,19 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import FakeServer, Job, Running, running_worker
+from fake_server import FakeServer, Heard, Job, Running, running_worker
 
 from dmap import work
+from dmap.cores import n_cores
 from dmap.supervisor import exit_text, main
+from dmap.versions import cloudpickle_label
 from jobserver.protocol import (
     CancelJob,
     CanDo,
     ChildLost,
     Error,
+    FetchBlob,
     GiveBack,
     Goodbye,
     GrabJobs,
     Hello,
+    LaneId,
+    Message,
     Range,
     WorkAccepted,
     WorkComplete,
@@ -426,8 +432,48 @@ def test_every_child_says_hello_under_its_supervisors_session(server: FakeServer
     hellos = [hello.message for hello in server.hellos]
     assert len({hello.session for hello in hellos}) == 1
     assert {hello.name for hello in hellos} == {"papag"}
-    assert {hello.labels for hello in hellos} == {("gpu", "big")}
-    assert {hello.child for hello in hellos if hello.role == "worker"} == {1, 2, 3}
+    workers = [hello for hello in hellos if hello.role == "worker"]
+    assert {hello.child for hello in workers} == {1, 2, 3}
+    assert {hello.labels for hello in workers} == {("gpu", "big", cloudpickle_label())}
+
+
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+def threads_of_a_child(server: FakeServer, processes: int) -> dict[str, str]:
+    """Return what a job finds in those variables, in one of so many worker processes."""
+    with running_worker([server], "--processes", str(processes)):
+        job = closure(server, subprocess.check_output, "env")
+        server.assign_to_next(job)
+        lines = value_of(server, job).decode().splitlines()
+    found = dict(line.split("=", 1) for line in lines if "=" in line)
+    return {name: found[name] for name in THREADS if name in found}
+
+
+@pytest.mark.parametrize("processes", [1, n_cores() + 1])
+def test_libraries_start_a_childs_share_of_the_cores_in_threads(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    for name in THREADS:
+        monkeypatch.delenv(name, raising=False)
+    share = str(n_cores() if processes == 1 else 1)
+    assert threads_of_a_child(server, processes) == dict.fromkeys(THREADS, share)
+
+
+def test_a_number_of_threads_that_the_user_has_set_stands(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in THREADS:
+        monkeypatch.setenv(name, "7")
+    assert threads_of_a_child(server, 1) == dict.fromkeys(THREADS, "7")
 
 
 def test_a_module_that_is_not_there_ends_it_with_its_name(server: FakeServer) -> None:
@@ -483,6 +529,251 @@ def test_what_makes_no_sense_is_refused(
     with pytest.raises(SystemExit):
         main(argv)
     assert complaint in capsys.readouterr().err
+
+
+# --- blobs ------------------------------------------------------------------------------------
+
+
+sealed_memory = pytest.mark.skipif(
+    not hasattr(os, "memfd_create"), reason="this system has no memory that can be sealed"
+)
+
+
+class SlowServer(FakeServer):
+    """It answers for blobs only when the test says so."""
+
+    withholds = True
+
+    def _on_message(self, peer: bytes, message: Message, bodies: tuple[Any, ...]) -> None:
+        if isinstance(message, FetchBlob) and self.withholds:
+            self.heard.append(Heard(peer, message, bodies))
+        else:
+            super()._on_message(peer, message, bodies)
+
+    def answer(self, fetch: Heard[FetchBlob]) -> None:
+        self.withholds = False
+        super()._on_message(fetch.peer, fetch.message, ())
+        self.heard.pop()  # it was waited for already
+
+
+@pytest.fixture
+def slow_server(folder: Path) -> Iterator[SlowServer]:
+    with SlowServer(folder, "slow") as fake:
+        yield fake
+
+
+def calls(server: FakeServer, function: Callable[..., Any], *arguments: Any) -> list[Job]:
+    """Make jobs of one closure, which are a call with each argument."""
+    blobs = server.put(function)
+    return [server.make("dmap", work.dump_call((one,), {}), blobs=blobs) for one in arguments]
+
+
+def n_fetches(server: FakeServer) -> int:
+    n = 0
+    while server.find(FetchBlob):
+        n += 1
+    return n
+
+
+def test_a_closure_comes_to_a_host_once_by_its_supervisor(server: FakeServer, folder: Path) -> None:
+    with running_worker([server], "--processes", "3"):
+        marks = [folder / name for name in "abc"]
+        jobs = calls(server, touch_and_wait, *map(str, marks))
+        for job, mark in zip(jobs, marks, strict=True):
+            start(server, job, mark)
+        for job, mark in zip(jobs, marks, strict=True):
+            mark.unlink()
+            assert value_of(server, job) == "waited"
+        supervisor = next(hello for hello in server.hellos if hello.message.role == "supervisor")
+        assert server.wait(FetchBlob).peer == supervisor.peer
+        assert n_fetches(server) == 0
+
+
+def test_children_that_want_a_closure_at_the_same_time_have_it_fetched_once(
+    slow_server: SlowServer, folder: Path
+) -> None:
+    server = slow_server
+    with running_worker([server], "--processes", "2"):
+        marks = [folder / name for name in "ab"]
+        jobs = calls(server, touch_and_wait, *map(str, marks))
+        for job in jobs:
+            server.assign_to_next(job)
+        server.answer(server.wait(FetchBlob))
+        server.wait_until(lambda: all(mark.exists() for mark in marks))
+        for job, mark in zip(jobs, marks, strict=True):
+            mark.unlink()
+            assert value_of(server, job) == "waited"
+        assert n_fetches(server) == 0
+
+
+def test_a_job_that_waits_for_jobs_gets_their_closures_also_in_a_drain(
+    slow_server: SlowServer, folder: Path
+) -> None:
+    server = slow_server
+    lane = LaneId(b"n" * 16, 1)
+    inside = folder / "inside"
+
+    def wait_for_a_job(path: str) -> str:
+        import os
+        import time
+
+        from dmap import registry
+
+        worker = registry.current_worker()
+        assert worker is not None
+        worker.run_nested(
+            [lane],
+            until=lambda: os.path.exists(path),
+            wait=lambda seconds: time.sleep(0.001),
+        )
+        return "waited"
+
+    large = bytes(200_000)  # no child keeps it for itself
+
+    def be_that_job(path: str) -> None:
+        import os
+
+        assert len(large) == 200_000
+        os.mkdir(path)
+
+    with running_worker([server]) as worker:
+        outer = closure(server, wait_for_a_job, str(inside))
+        server.assign_to_next(outer)
+        server.answer(server.wait(FetchBlob))
+        server.withholds = True
+        peer = server.wait(GrabJobs, lambda grab: bool(grab.lanes)).peer
+        server.assign(peer, closure(server, be_that_job, str(inside), lane=lane))
+        fetch = server.wait(FetchBlob)
+        worker.terminate()
+        server.wait_until(worker.is_draining)
+        server.answer(fetch)
+        assert value_of(server, outer) == "waited"
+
+
+def array_in_maps(array: Any) -> str:
+    """Return the inode of the memory that an array lies in, as the kernel tells this process."""
+    address = array.ctypes.data
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            span, _, _, _, inode, *name = line.split()
+            start, end = (int(number, 16) for number in span.split("-"))
+            if start <= address < end and "dmap-blob" in "".join(name):
+                return inode
+    return "memory of its own"
+
+
+@sealed_memory
+def test_a_large_blob_lies_in_the_memory_of_a_host_once(server: FakeServer, folder: Path) -> None:
+    np = pytest.importorskip("numpy")
+    large = np.arange(2**22)  # 32 MiB
+    find = array_in_maps
+
+    def look(path: str) -> str:
+        touch_and_wait(path)
+        assert large[-1] == 2**22 - 1
+        return find(large)
+
+    with running_worker([server], "--processes", "2"):
+        marks = [folder / name for name in "ab"]
+        jobs = calls(server, look, *map(str, marks))
+        assert len(jobs[0].assigned.blobs) > 1
+        for job, mark in zip(jobs, marks, strict=True):
+            start(server, job, mark)
+        for mark in marks:
+            mark.unlink()
+        inodes = {value_of(server, job) for job in jobs}
+        assert len(inodes) == 1
+        assert inodes != {"memory of its own"}
+        assert n_fetches(server) == len(jobs[0].assigned.blobs)
+
+
+def test_a_closure_is_asked_for_again_when_the_link_broke(
+    slow_server: SlowServer, folder: Path
+) -> None:
+    server = slow_server
+    with running_worker([server]):
+        job = closure(server, abs, -3)
+        server.assign_to_next(job)
+        server.wait(FetchBlob)
+        boot = server.boot
+        server.restart()
+        server.boot = boot  # the same server: it was only the link
+        server.answer(server.wait(FetchBlob))
+        assert value_of(server, job) == 3
+
+
+def test_a_job_of_a_server_that_restarted_is_dropped_while_its_closure_is_fetched(
+    slow_server: SlowServer, folder: Path
+) -> None:
+    server = slow_server
+    with running_worker([server]):
+        server.assign_to_next(closure(server, abs, -3))
+        server.wait(FetchBlob)
+        server.blobs.clear()  # as a server that restarted
+        server.restart()
+        server.answer(server.wait(FetchBlob))
+        job = closure(server, len, "four")
+        server.assign_to_next(job)
+        assert value_of(server, job) == 4
+        assert not server.find(WorkFail)
+
+
+def test_a_closure_outlives_the_child_that_wanted_it(slow_server: SlowServer) -> None:
+    server = slow_server
+    with running_worker([server]) as worker:
+        job = closure(server, abs, -3)
+        server.assign_to_next(job)
+        fetch = server.wait(FetchBlob)
+        (child,) = worker.children()
+        os.kill(child, signal.SIGKILL)
+        server.wait(ChildLost)
+        server.answer(fetch)
+        server.assign_to_next(job)
+        assert value_of(server, job) == 3
+        assert n_fetches(server) == 0
+
+
+def holders(inode: str) -> list[int]:
+    """Return the processes that have this memory mapped, or a descriptor of it."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            links = [link.stat() for link in Path(f"/proc/{pid}/fd").iterdir()]
+            maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except OSError:  # it has ended, or is not ours
+            continue
+        if any(line.split()[4] == inode and "dmap-blob" in line for line in maps) or any(
+            str(status.st_ino) == inode and status.st_nlink == 0 for status in links
+        ):
+            found.append(int(pid))
+    return found
+
+
+@sealed_memory
+@pytest.mark.parametrize("victim", ["supervisor", "child"])
+def test_memory_that_was_shared_ends_with_its_processes_however_they_die(
+    server: FakeServer, folder: Path, victim: str
+) -> None:
+    np = pytest.importorskip("numpy")
+    large = np.arange(2**18)
+    find = array_in_maps
+
+    def hold(path: str) -> None:
+        with open(path + ".inode", "w") as file:
+            file.write(find(large))
+        touch_and_wait(path)
+
+    with running_worker([server]) as worker:
+        start(server, closure(server, hold, str(folder / "a")), folder / "a")
+        inode = (folder / "a.inode").read_text()
+        supervisor, (child,) = worker.process.pid, worker.children()
+        assert sorted(holders(inode)) == sorted([supervisor, child])
+        os.kill(supervisor if victim == "supervisor" else child, signal.SIGKILL)
+        server.wait_until(lambda: gone(child))
+        if victim == "child":
+            assert holders(inode) == [supervisor]
+            worker.process.kill()
+        server.wait_until(lambda: not holders(inode))
 
 
 # --- restarts of a server ---------------------------------------------------------------------

@@ -21,6 +21,7 @@ import msgspec
 
 from dmap.cli.ask import Answer, ask
 from dmap.cli.table import escaped, table
+from dmap.versions import split_labels
 from jobserver.keys import endpoints
 from jobserver.protocol import (
     Body,
@@ -58,6 +59,7 @@ _COLUMNS: Final[dict[What, dict[str, str]]] = {
         "pid": "pid",
         "child": "child",
         "python": "python",
+        "cloudpickle": "cloudpickle",
         "labels": "labels",
         "state": "state",
         "since s": "since",
@@ -157,7 +159,7 @@ def _show(servers: Sequence[str], what: What, *, timeout: float, as_json: bool) 
     for answer in answers:
         if answer.message is not None and answer.welcome is not None:
             server: Mapping[str, object] = {"server": answer.welcome.name}
-            rows += [{**server, **row} for row in _rows(answer.bodies)]
+            rows += [{**server, **_row(row)} for row in _rows(answer.bodies)]
     if as_json:
         print(json.dumps(rows, indent=1))
     elif any(answer.message for answer in answers):
@@ -166,6 +168,15 @@ def _show(servers: Sequence[str], what: What, *, timeout: float, as_json: bool) 
             columns = {"server": "server", **columns}
         print(table(list(columns), ([_cell(row, key) for key in columns.values()] for row in rows)))
     return _complain(answers, timeout)
+
+
+def _row(row: Row) -> Row:
+    """Return a row as people see it: no label says which version of something there is."""
+    labels = row.get("labels")
+    if not isinstance(labels, list):
+        return row
+    versions, others = split_labels(labels)
+    return {**row, "labels": others, "cloudpickle": ", ".join(versions)}
 
 
 def _cell(row: Row, key: str) -> object:
