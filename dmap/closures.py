@@ -143,7 +143,13 @@ class Closure:
             _warn_unmerged(f"the function {name_of(self.func)}", error)
             return None
 
-    def uniq(self, kind: Kind, item: object, seeding: tuple[int, int] | None = None) -> bytes:
+    def uniq(
+        self,
+        kind: Kind,
+        item: object,
+        seeding: tuple[int, int] | None = None,
+        definitions: identity.Definitions | None = None,
+    ) -> bytes:
         """Return the uniq under which equal items of equal functions meet.
 
         What cannot be told stably gets a uniq of its own, so that it meets nothing.
@@ -152,11 +158,12 @@ class Closure:
             kind: How the function is called with it: equal items are not the same job otherwise.
             item: The item, or the arguments of a "call".
             seeding: The map's seed and the item's index, if it has a seed.
+            definitions: What is known of the classes of items, for who has many.
         """
         closure = self.id
         if closure is not None:
             try:
-                item_id = identity.item_id(item)
+                item_id = identity.item_id(item, definitions)
             except identity.Unidentifiable as error:
                 _warn_unmerged(f"an item of {name_of(self.func)}", error)
             else:

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
-from dmap import pickling, work
+from dmap import identity, pickling, work
 from dmap.chunks import ChunkSizer
 from dmap.client_state import ClientState
 from dmap.closures import Closure, Kind
@@ -288,6 +288,7 @@ class Map:
         self._lane = connection.next_lane()
         self._lanes = [LaneId(connection.session, self._lane)]
         self._seen = pickling.Seen()  # what the items count on
+        self._definitions = identity.Definitions()  # of their classes
         # attempts and ids of the blobs that the items need -> terms
         self._terms: dict[tuple[int, tuple[bytes, ...]], Terms] = {}
         self._n_workers = 1
@@ -574,7 +575,8 @@ class Map:
     def _uniq(self, index: int, item: object) -> bytes:
         seed = self._settings.seed
         kind: Kind = "star" if self._items.star else "map"
-        return self._closure.uniq(kind, item, None if seed is None else (seed, index))
+        seeding = None if seed is None else (seed, index)
+        return self._closure.uniq(kind, item, seeding, self._definitions)
 
     def _note_nbytes(self, nbytes: int, n_items: int) -> None:
         self._nbytes_an_item = max(0.9 * self._nbytes_an_item, nbytes / max(1, n_items), 1.0)

@@ -221,6 +221,19 @@ def test_the_map_of_the_modules_is_complete() -> None:
     assert listed == there
 
 
+def test_every_error_about_closures_links_to_a_section() -> None:
+    headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / "closures.md").read_text(), re.MULTILINE)
+    there = {re.sub(r"[^a-z -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    texts = "".join(path.read_text() for path in (ROOT / "dmap").rglob("*.py"))
+    named = set(re.findall(r"closures\.md#([a-z-]+)", texts))
+    for node in ast.walk(ast.parse((ROOT / "dmap" / "kinds.py").read_text())):
+        match node:
+            case ast.Call(func=ast.Name("Kind"), args=[*_, ast.Constant(str(anchor))]):
+                named.add(anchor)
+    assert len(named) > 10
+    assert named - there == set()
+
+
 def test_the_tests_that_hold_the_promises_exist() -> None:
     there = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", DESIGN.read_text())
