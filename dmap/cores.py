@@ -11,24 +11,35 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-ROOT: Final = Path("/")
+ROOT: Final = ""
 
 
 class _Mount(NamedTuple):
     """A hierarchy of cgroups in the file system: the cgroup ``root`` is the folder ``folder``."""
 
-    root: PurePosixPath
-    folder: Path
+    root: str
+    folder: str
 
-    def has(self, path: PurePosixPath) -> bool:
-        """Tell whether this cgroup is in it; a path that leads out is another namespace's."""
-        return path.is_relative_to(self.root) and ".." not in path.parts
+    def folders(self, path: str) -> list[str]:
+        """Return the folders of a cgroup and those around it; just the outermost if it is not here.
+
+        A path that leads out is another namespace's.
+        """
+        found = [self.folder]
+        if self.has(path):
+            for part in path[len(self.root) :].split("/"):
+                if part:
+                    found.append(f"{found[-1]}/{part}")
+        return found
+
+    def has(self, path: str) -> bool:
+        """Tell whether this cgroup is in it."""
+        return f"{path}/".startswith(f"{self.root.rstrip('/')}/") and ".." not in path.split("/")
 
 
-def n_cores(root: Path = ROOT) -> int:
+def n_cores(root: str = ROOT) -> int:
     """Return how many cores this process may use, at least 1.
 
     That is what its affinity and the time that its cgroups are given allow; a part of a core counts
@@ -44,7 +55,7 @@ def n_cores(root: Path = ROOT) -> int:
     return max(1, math.ceil(min(n_allowed, cgroup_cores(root))))
 
 
-def cgroup_cores(root: Path = ROOT) -> float:
+def cgroup_cores(root: str = ROOT) -> float:
     """Return how many cores' time the cgroups of this process are given; infinite if any.
 
     The least of the process's own cgroup and those around it, of both versions of cgroups.
@@ -54,35 +65,29 @@ def cgroup_cores(root: Path = ROOT) -> float:
     """
     limits = [math.inf]
     for is_v2, path in _cgroups(root):
-        mount = _mount_of(root, path, is_v2=is_v2)
-        own = mount.folder
-        if mount.has(path):
-            own /= path.relative_to(mount.root)
-        for folder in (own, *own.parents):
+        for folder in _mount_of(root, path, is_v2=is_v2).folders(path):
             limits.append(_limit_v2(folder) if is_v2 else _limit_v1(folder))
-            if folder == mount.folder:
-                break
     return min(limits)
 
 
-def _cgroups(root: Path) -> Iterator[tuple[bool, PurePosixPath]]:
+def _cgroups(root: str) -> Iterator[tuple[bool, str]]:
     """Yield the cgroups that may limit this process: whether of version 2, and the path."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in _read(f"{root}/proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers or "cpu" in controllers.split(","):
-            yield not controllers, PurePosixPath(path or "/")
+            yield not controllers, path or "/"
 
 
-def _mount_of(root: Path, path: PurePosixPath, *, is_v2: bool) -> _Mount:
+def _mount_of(root: str, path: str, *, is_v2: bool) -> _Mount:
     """Return the mount that a cgroup is to be found in, or its version's first one."""
     mounts = list(_mounts(root, is_v2=is_v2))
-    usual = _Mount(PurePosixPath("/"), root / ("sys/fs/cgroup" if is_v2 else "sys/fs/cgroup/cpu"))
+    usual = _Mount("/", f"{root}/sys/fs/cgroup" if is_v2 else f"{root}/sys/fs/cgroup/cpu")
     return next((mount for mount in mounts if mount.has(path)), (*mounts, usual)[0])
 
 
-def _mounts(root: Path, *, is_v2: bool) -> Iterator[_Mount]:
+def _mounts(root: str, *, is_v2: bool) -> Iterator[_Mount]:
     """Yield where a version's hierarchy is mounted."""
-    for line in _read(root / "proc/self/mountinfo").splitlines():
+    for line in _read(f"{root}/proc/self/mountinfo").splitlines():
         # id parent device root folder options [tags] - type source options
         before, _, after = line.partition(" - ")
         words, last = before.split(" "), after.split(" ")
@@ -90,8 +95,7 @@ def _mounts(root: Path, *, is_v2: bool) -> Iterator[_Mount]:
             continue
         kind, _, options = last[:3]
         if kind == ("cgroup2" if is_v2 else "cgroup") and (is_v2 or "cpu" in options.split(",")):
-            folder = root / _unescaped(words[4]).lstrip("/")
-            yield _Mount(PurePosixPath(_unescaped(words[3])), folder)
+            yield _Mount(_unescaped(words[3]), root + _unescaped(words[4]))
 
 
 def _unescaped(text: str) -> str:
@@ -103,12 +107,12 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _limit_v2(folder: Path) -> float:
-    return _ratio(*[*_read(folder / "cpu.max").split(), "", ""][:2])
+def _limit_v2(folder: str) -> float:
+    return _ratio(*[*_read(f"{folder}/cpu.max").split(), "", ""][:2])
 
 
-def _limit_v1(folder: Path) -> float:
-    return _ratio(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+def _limit_v1(folder: str) -> float:
+    return _ratio(_read(f"{folder}/cpu.cfs_quota_us"), _read(f"{folder}/cpu.cfs_period_us"))
 
 
 def _ratio(quota: str, period: str) -> float:
@@ -120,8 +124,9 @@ def _ratio(quota: str, period: str) -> float:
     return math.inf
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        return path.read_text(errors="replace")
+        with open(path, errors="replace") as file:
+            return file.read()
     except OSError:
         return ""

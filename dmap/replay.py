@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from dmap import closures, pickling, raised, registry, seeds, work
+from dmap import closures, functions, pickling, raised, registry, seeds, work
 from jobserver.protocol import Assigned, LaneId, Origin
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class JobCall:
             args, kwargs = self._arguments()
             with _inside_a_job(self._function):
                 return func(*args, **kwargs)
-        func = closures.load_function(_without_modules(self._blobs)).call
+        func = functions.load_function(_without_modules(self._blobs)).call
         args, kwargs = self._arguments()
         with _inside_a_job(self._function):
             return func(*args, **kwargs)
@@ -393,7 +393,7 @@ def _loaded_name(blobs: Sequence[Blob]) -> str:
     try:
         bodies = _without_modules(blobs)
         if len(bodies[0]) <= LOAD_NBYTES:
-            return closures.name_of(closures.load_function(bodies).call)
+            return closures.name_of(functions.load_function(bodies).call)
     except Exception:  # code of what it captures runs
         pass
     return "a function"

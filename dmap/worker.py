@@ -40,9 +40,8 @@ import zmq
 
 from dmap import namespaces, raised, registry, seeds, sources, work
 from dmap.buffers import ChildBlobs
-from dmap.closures import FunctionCache
 from dmap.errors import ClosureError
-from dmap.factories import close_all
+from dmap.functions import FunctionCache
 from dmap.link import Connected, Disconnected, Event, Received, ServerLink
 from dmap.page import (
     CANCEL_SIGNAL,
@@ -186,7 +185,8 @@ class Worker:
                 self._drive(deadline - now)
             self._leave()
         registry.set_host(None)
-        close_all()
+        if "dmap.factories" in sys.modules:
+            sys.modules["dmap.factories"].close_all()
 
     def _leave(self) -> None:
         self._send(self._state.goodbye())

@@ -12,7 +12,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from dmap import closures, namespaces, pickling
+from dmap import closures, functions, namespaces, pickling
 from dmap.errors import ClosureError, DmapWarning
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def bodies_of(func: Callable[..., Any]) -> Bodies:
 
 
 def round_trip(func: Callable[..., Any]) -> Callable[..., Any]:
-    return closures.load_function(bodies_of(func)).call
+    return functions.load_function(bodies_of(func)).call
 
 
 class Scale:
@@ -116,7 +116,7 @@ def test_a_class_travels_as_a_function() -> None:
 def test_a_captured_array_is_a_read_only_view_of_the_blob() -> None:
     small, large = np.arange(3), np.arange(100_000)
     bodies = bodies_of(lambda: (small, large))
-    for array in closures.load_function(bodies).call():
+    for array in functions.load_function(bodies).call():
         assert not array.flags.writeable
         assert np.shares_memory(array, np.frombuffer(bodies[0], np.uint8))
 
@@ -124,7 +124,7 @@ def test_a_captured_array_is_a_read_only_view_of_the_blob() -> None:
 def test_a_large_captured_array_is_a_blob_of_its_own() -> None:
     large = np.arange(200_000)
     bodies = bodies_of(lambda: large)
-    array = closures.load_function(bodies).call()
+    array = functions.load_function(bodies).call()
     assert not array.flags.writeable
     assert np.shares_memory(array, np.frombuffer(bodies[-1], np.uint8))
     assert len(bodies[0]) < 10_000
@@ -141,7 +141,7 @@ def test_what_the_user_writes_to_an_array_later_does_not_change_the_blob() -> No
     large = np.zeros(200_000)
     closure = closures.Closure(lambda: large)
     large[0] = 1
-    assert closures.blob_id(cast("bytes", closure.blobs[-1].body)) == closure.blobs[-1].id
+    assert functions.blob_id(cast("bytes", closure.blobs[-1].body)) == closure.blobs[-1].id
 
 
 def test_the_same_function_has_the_same_bytes() -> None:
@@ -168,7 +168,7 @@ def test_items_of_another_local_module_take_it_along() -> None:
 
 
 def test_functions_with_the_same_modules_share_their_namespace() -> None:
-    one, other = (closures.load_function(bodies_of(f)) for f in (triple, Scale(3).method))
+    one, other = (functions.load_function(bodies_of(f)) for f in (triple, Scale(3).method))
     assert one.namespace is not None
     assert one.namespace is other.namespace
 
@@ -179,7 +179,7 @@ def test_a_function_by_value_wants_a_cloudpickle_of_the_same_kind() -> None:
 
 
 def test_source_lines_go_with_what_goes_by_value() -> None:
-    function = closures.load_function(bodies_of(lambda: "these words"))
+    function = functions.load_function(bodies_of(lambda: "these words"))
     (texts,) = function.sources.values()
     assert "these words" in "".join(texts.values())
 
@@ -200,8 +200,8 @@ def test_equal_items_have_equal_uniqs_by_the_kind_of_the_call_and_the_seed() -> 
 
 
 def test_a_blob_is_named_by_its_sha256() -> None:
-    assert closures.blob_id(b"abc").hex().startswith("ba7816bf8f01cfea414140de5dae2223")
-    assert len(closures.blob_id(b"")) == 32
+    assert functions.blob_id(b"abc").hex().startswith("ba7816bf8f01cfea414140de5dae2223")
+    assert len(functions.blob_id(b"")) == 32
 
 
 MAIN = """
@@ -223,8 +223,8 @@ def recursive(n):
 
 code = '''
 import sys
-from dmap import closures
-func = closures.load_function([sys.stdin.buffer.read()]).call
+from dmap import functions
+func = functions.load_function([sys.stdin.buffer.read()]).call
 print(func(0), func(2))
 '''
 blob = closures.Closure(func).blobs[0]
@@ -267,13 +267,13 @@ def test_a_missing_module_is_named_with_the_host_and_its_python(
     with pytest.raises(
         ClosureError, match=rf"no module only_at_the_client on .* \(Python {sys.version[:4]}"
     ):
-        closures.load_function(bodies)
+        functions.load_function(bodies)
 
 
 def test_a_function_that_is_not_in_its_module_here_is_a_closure_error() -> None:
     (body,) = bodies_of(textwrap.dedent)
     with pytest.raises(ClosureError, match=r"cannot be loaded on .*tnedef"):
-        closures.load_function([bytes(body).replace(b"dedent", b"tnedef")])
+        functions.load_function([bytes(body).replace(b"dedent", b"tnedef")])
 
 
 class AsyncCall:
@@ -319,64 +319,3 @@ def test_what_cannot_be_called_is_a_type_error_that_says_what_it_is(value: objec
     ) as caught:
         closures.check_callable(value)
     assert len(str(caught.value)) < 200
-
-
-def blobs(n: int) -> list[Bodies]:
-    return [bodies_of(functools.partial(int, str(i))) for i in range(n)]
-
-
-def fill(cache: closures.FunctionCache, n: int) -> list[tuple[bytes, ...]]:
-    ids = []
-    for blob in blobs(n):
-        ids.append((closures.blob_id(blob[0]),))
-        cache.load(ids[-1], blob)
-    return ids
-
-
-def test_a_cached_function_is_the_one_that_was_loaded() -> None:
-    cache = closures.FunctionCache()
-    [blob] = blobs(1)
-    func = cache.load((b"id",), blob)
-    assert cache.get((b"id",)) is func
-    assert func.call() == 0
-
-
-def test_an_unknown_blob_is_not_in_the_cache() -> None:
-    assert closures.FunctionCache().get((b"id",)) is None
-
-
-def test_the_least_recently_used_function_makes_room() -> None:
-    cache = closures.FunctionCache(max_functions=2)
-    first, second = fill(cache, 2)
-    cache.get(first)
-    cache.load((b"third",), blobs(1)[0])
-    assert (first in cache, second in cache, (b"third",) in cache) == (True, False, True)
-
-
-def test_the_cache_is_bounded_by_the_bytes_of_its_blobs() -> None:
-    nbytes = len(blobs(1)[0][0])
-    cache = closures.FunctionCache(max_nbytes=2 * nbytes)
-    ids = fill(cache, 4)
-    assert [blob_id in cache for blob_id in ids] == [False, False, True, True]
-    assert cache.nbytes == 2 * nbytes
-
-
-def test_a_function_larger_than_the_cache_stays_alone() -> None:
-    cache = closures.FunctionCache(max_nbytes=1)
-    ids = fill(cache, 3)
-    assert (len(cache), ids[-1] in cache) == (1, True)
-
-
-def test_a_function_loaded_twice_counts_once() -> None:
-    cache = closures.FunctionCache()
-    [blob] = blobs(1)
-    cache.load((b"id",), blob)
-    cache.load((b"id",), blob)
-    assert (len(cache), cache.nbytes) == (1, len(blob[0]))
-
-
-def test_what_does_not_load_changes_nothing() -> None:
-    cache = closures.FunctionCache()
-    with pytest.raises(ClosureError):
-        cache.load((b"id",), [b"no body"])
-    assert (len(cache), cache.nbytes) == (0, 0)

@@ -49,19 +49,19 @@ def quota(root: Path, folder: str, microseconds: int, period: int = 100_000) -> 
 
 
 def test_without_cgroups_there_is_no_limit(root: Path) -> None:
-    assert cgroup_cores(root) == math.inf
+    assert cgroup_cores(str(root)) == math.inf
 
 
 def test_a_cgroup_without_a_quota_is_no_limit(root: Path) -> None:
     in_v2(root, "/jobs")
     say(root, "sys/fs/cgroup/jobs/cpu.max", "max 100000\n")
-    assert cgroup_cores(root) == math.inf
+    assert cgroup_cores(str(root)) == math.inf
 
 
 def test_the_quota_of_its_own_cgroup_limits_a_process(root: Path) -> None:
     in_v2(root, "/jobs/mine")
     say(root, "sys/fs/cgroup/jobs/mine/cpu.max", "150000 100000\n")
-    assert cgroup_cores(root) == 1.5
+    assert cgroup_cores(str(root)) == 1.5
 
 
 @pytest.mark.parametrize("folder", ["", "/jobs", "/jobs/mine"])
@@ -70,50 +70,50 @@ def test_the_least_quota_on_the_way_up_limits_a_process(root: Path, folder: str)
     for each in ("", "/jobs", "/jobs/mine"):
         say(root, f"sys/fs/cgroup{each}/cpu.max", "800000 100000\n")
     say(root, f"sys/fs/cgroup{folder}/cpu.max", "200000 100000\n")
-    assert cgroup_cores(root) == 2
+    assert cgroup_cores(str(root)) == 2
 
 
 def test_what_lies_above_the_mount_is_none_of_its_cgroups(root: Path) -> None:
     in_v2(root, "/")
     say(root, "sys/fs/cgroup/cpu.max", "400000 100000\n")
     say(root, "sys/fs/cpu.max", "100000 100000\n")
-    assert cgroup_cores(root) == 4
+    assert cgroup_cores(str(root)) == 4
 
 
 def test_without_a_word_of_mounts_they_are_where_they_usually_are(root: Path) -> None:
     in_v2(root, "/jobs", mountinfo="")
     say(root, "sys/fs/cgroup/jobs/cpu.max", "300000 100000\n")
-    assert cgroup_cores(root) == 3
+    assert cgroup_cores(str(root)) == 3
 
 
 def test_a_mount_elsewhere_is_found(root: Path) -> None:
     in_v2(root, "/jobs", V2.replace("/sys/fs/cgroup", r"/mnt/my\040cgroups"))
     say(root, "mnt/my cgroups/jobs/cpu.max", "300000 100000\n")
-    assert cgroup_cores(root) == 3
+    assert cgroup_cores(str(root)) == 3
 
 
 def test_a_cgroup_of_another_namespace_counts_as_the_mounted_one(root: Path) -> None:
     in_v2(root, "/../../elsewhere")
     say(root, "sys/fs/cgroup/cpu.max", "100000 100000\n")
-    assert cgroup_cores(root) == 1
+    assert cgroup_cores(str(root)) == 1
 
 
 def test_version_1_has_quota_and_period_in_two_files(root: Path) -> None:
     in_v1(root, "/jobs/mine")
     quota(root, "sys/fs/cgroup/cpu,cpuacct/jobs/mine", 125_000, 50_000)
-    assert cgroup_cores(root) == 2.5
+    assert cgroup_cores(str(root)) == 2.5
 
 
 def test_a_quota_of_minus_one_is_none(root: Path) -> None:
     in_v1(root, "/")
     quota(root, "sys/fs/cgroup/cpu,cpuacct", -1)
-    assert cgroup_cores(root) == math.inf
+    assert cgroup_cores(str(root)) == math.inf
 
 
 def test_a_container_of_version_1_has_its_own_cgroup_mounted_as_the_root(root: Path) -> None:
     in_v1(root, "/docker/77", mounted="/docker/77")
     quota(root, "sys/fs/cgroup/cpu,cpuacct", 200_000)
-    assert cgroup_cores(root) == 2
+    assert cgroup_cores(str(root)) == 2
 
 
 def test_where_both_versions_are_the_lesser_limit_holds(root: Path) -> None:
@@ -121,14 +121,14 @@ def test_where_both_versions_are_the_lesser_limit_holds(root: Path) -> None:
     say(root, "proc/self/mountinfo", V1.format(root="/") + V2.replace("/cgroup ", "/unified "))
     quota(root, "sys/fs/cgroup/cpu,cpuacct", 600_000)
     say(root, "sys/fs/unified/cpu.max", "500000 100000\n")
-    assert cgroup_cores(root) == 5
+    assert cgroup_cores(str(root)) == 5
 
 
 @pytest.mark.parametrize("text", ["", "many", "0 0", "1 0", "-5 100000"])
 def test_what_is_no_quota_limits_nothing(root: Path, text: str) -> None:
     in_v2(root, "/")
     say(root, "sys/fs/cgroup/cpu.max", text)
-    assert cgroup_cores(root) == math.inf
+    assert cgroup_cores(str(root)) == math.inf
 
 
 def test_of_several_mounts_the_one_that_has_the_cgroup_counts(root: Path) -> None:
@@ -136,7 +136,7 @@ def test_of_several_mounts_the_one_that_has_the_cgroup_counts(root: Path) -> Non
     in_v2(root, "/jobs", other + V2)
     say(root, "mnt/cpu.max", "100000 100000\n")
     say(root, "sys/fs/cgroup/jobs/cpu.max", "300000 100000\n")
-    assert cgroup_cores(root) == 3
+    assert cgroup_cores(str(root)) == 3
 
 
 def run(code: str) -> str:
@@ -156,14 +156,14 @@ def test_the_affinity_limits_a_process(root: Path) -> None:
 def test_a_part_of_a_core_counts_as_one(root: Path, microseconds: int) -> None:
     in_v2(root, "/")
     say(root, "sys/fs/cgroup/cpu.max", f"{microseconds} 100000\n")
-    assert n_cores(root) == 1
+    assert n_cores(str(root)) == 1
 
 
 @pytest.mark.skipif(n_cores() < 2, reason="there is one core only")
 def test_a_core_and_a_part_of_one_count_as_two(root: Path) -> None:
     in_v2(root, "/")
     say(root, "sys/fs/cgroup/cpu.max", "100001 100000\n")
-    assert n_cores(root) == 2
+    assert n_cores(str(root)) == 2
 
 
 def test_without_affinity_and_cgroups_there_are_the_machines_cores(root: Path) -> None:

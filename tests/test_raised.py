@@ -902,8 +902,8 @@ class Locked(Odd):
 
 code = '''
 import pickle, sys
-from dmap import closures, raised
-func = closures.load_function([sys.stdin.buffer.read()]).call
+from dmap import functions, raised
+func = functions.load_function([sys.stdin.buffer.read()]).call
 try:
     func()
 except BaseException as error:

@@ -181,7 +181,7 @@ def test_a_job_is_shown_as_a_call(ticket: Ticket, text: str) -> None:
 def test_the_name_of_a_jobs_function_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ticket = ticket_of(lambda: "a function of its own")
     assert JobCall(ticket).text() == "<lambda>()"
-    monkeypatch.setattr("dmap.closures.load_function", None)
+    monkeypatch.setattr("dmap.functions.load_function", None)
     assert JobCall(ticket).text() == "<lambda>()"
 
 
