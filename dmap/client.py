@@ -481,6 +481,11 @@ class Jobs:
             terms = self._named[name] = self._make_terms(name)
         return terms
 
+    def _lane(self) -> int:
+        """Return the lane of single jobs: inside a job that job's own, else 0."""
+        ancestors = _ancestors()
+        return self._client._require_connection().lane_of(ancestors[-1]) if ancestors else 0
+
     def _make_terms(
         self,
         name: str | None,
@@ -493,6 +498,8 @@ class Jobs:
         options = self._options
         return Terms(
             work.FUNCTION if name is None else name,
+            # A job that waits has no use for background jobs.
+            lane=0 if background else self._lane(),
             priority=PRIORITIES[options.priority],
             background=background,
             merge=options.merge,

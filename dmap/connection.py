@@ -64,6 +64,8 @@ PUSH_PAUSE: Final = 0.001
 HAND_OVER: Final = 0.002
 LINGER: Final = 0.2
 """Seconds that the last messages may take at the end."""
+MAX_LANES_OF: Final = 1024
+"""Jobs of a worker process whose lanes are remembered."""
 WARN_AGAIN: Final = 60.0
 """Seconds after which it is said again that nobody can do a job."""
 
@@ -115,6 +117,7 @@ class Connection:
 
         self._numbers = itertools.count(1)
         self._lane_numbers = itertools.count(1)
+        self._lanes_of: dict[wire.Origin, int] = {}  # job that runs, or did -> its lane
         self._lock = threading.Lock()  # whoever holds it drives
         # Of all jobs: a lock and a queue for each would cost as much as all else about a job.
         self.condition = threading.Condition()
@@ -149,6 +152,19 @@ class Connection:
     def next_lane(self) -> int:
         """Return a new map's number."""
         return next(self._lane_numbers)
+
+    def lane_of(self, job: wire.Origin) -> int:
+        """Return the number of the lane for what this running job submits here one by one.
+
+        While it waits it runs what stands in that lane. Were these jobs of others, they would
+        run one inside the other for no reason, and could wait for one another.
+        """
+        lane = self._lanes_of.get(job)
+        if lane is None:
+            if len(self._lanes_of) >= MAX_LANES_OF:
+                self._lanes_of.clear()  # a job that still runs gets a second lane
+            lane = self._lanes_of[job] = self.next_lane()
+        return lane
 
     def submit(self, ticket: Ticket) -> None:
         """Submit a job. What becomes of it is told to its owner."""

@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 ACCEPT_TIMEOUT: Final = 30.0
 """Seconds until a question about a job fails whose server does not answer."""
+MAX_LANES: Final = 256
+"""So many lanes go into one grab."""
 MAX_EVENTS: Final = 10_000
 """Events of a job that nobody asks for are kept up to this many, the latest."""
 
@@ -285,7 +287,8 @@ class Job(Future[T]):
 
     @property
     def _lanes(self) -> tuple[LaneId, ...]:
-        return (LaneId(self._connection.session, 0),)
+        lane = 0 if self._ticket is None else self._ticket.terms.lane
+        return (LaneId(self._connection.session, lane),)
 
     def _wait(self, timeout: float | None) -> None:
         if not self.done() and not self._connection.wait(self.done, timeout, self._lanes):
@@ -499,5 +502,5 @@ def _driven(waited_for: Iterable[Future[Any]]) -> Connection | None:
 
 
 def _lanes(waited_for: Iterable[Future[Any]]) -> list[LaneId]:
-    sessions = {f._connection.session for f in waited_for if isinstance(f, Job)}
-    return [LaneId(session, 0) for session in sessions]
+    lanes = {lane for future in waited_for if isinstance(future, Job) for lane in future._lanes}
+    return list(lanes)[:MAX_LANES]

@@ -85,10 +85,14 @@ LEAVE_WITHIN: Final = 5.0
 """Seconds that a draining worker waits for its last results to be accepted."""
 NESTED_PAUSE: Final = 0.05
 """Seconds between two grabs of a job that waits for jobs, if nothing happens in between."""
+FIRST_PAUSE: Final = 0.001
+"""The first ones are shorter: a grab may overtake the submit, which goes by another link."""
 MAX_NESTED: Final = MAX_DEPTH - 4
 """Jobs that wait one inside the other, in one process."""
 NESTED_FRAMES: Final = 100
 """Frames that one more of them may need for what is ours."""
+GOODBYE_WITHIN: Final = 1.0
+"""Seconds that the clients of interrupted jobs may take to leave their servers."""
 PR_SET_PDEATHSIG: Final = 1
 
 
@@ -626,6 +630,7 @@ class Worker:
     ) -> None:
         state = self._state
         depth = len(state.running)
+        pause = FIRST_PAUSE
         self._give_back_held()
         while not until():
             self._check_stop()
@@ -636,6 +641,7 @@ class Worker:
                 )
             if state.held:
                 self._run_next()
+                pause = FIRST_PAUSE
                 continue
             self._report()
             if lanes:
@@ -645,7 +651,8 @@ class Worker:
             else:
                 self._drive(0)
                 if not state.held:
-                    self._wait_outside(wait)
+                    self._wait_outside(wait, pause)
+                    pause = min(2 * pause, NESTED_PAUSE)
         self._report()
         # An answer that is still to come would lie here for as long as the job runs on.
         deadline = time.monotonic() + NESTED_PAUSE
@@ -653,10 +660,10 @@ class Worker:
             self._drive(deadline - now)
         self._give_back_held()
 
-    def _wait_outside(self, wait: Callable[[float], None]) -> None:
+    def _wait_outside(self, wait: Callable[[float], None], seconds: float) -> None:
         self._lock.release()
         try:
-            wait(NESTED_PAUSE)
+            wait(seconds)
         finally:
             self._lock.acquire()
 
@@ -721,6 +728,18 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def _leave_as_client() -> None:
+    """Say goodbye for the clients of jobs, as far as these can, within GOODBYE_WITHIN.
+
+    What an interrupted job had submitted would else run on until its session is missed.
+    """
+    from dmap.client import shutdown
+
+    leaving = threading.Thread(target=shutdown, daemon=True)
+    leaving.start()
+    leaving.join(GOODBYE_WITHIN)
+
+
 def main() -> int:
     """Run as the child of a supervisor, which says in argv[1] where the page is."""
     fd = int(sys.argv[1])
@@ -756,6 +775,7 @@ def main() -> int:
         return CANNOT_START
     worker.run()
     if worker.is_broken:  # its exit handlers too
+        _leave_as_client()
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
                 stream.flush()

@@ -159,7 +159,7 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "a job joins the one that it is inside of",
-            "return None if live.origin in terms.ancestors else live",
+            "return None if live.origin in around else live",
             "return live",
         ),
         Edit("a draining server takes on jobs", "if missing or self.draining:", "if missing:"),
