@@ -160,7 +160,8 @@ def _lines_of(code: CodeType, fresh: dict[str, Sequence[str]]) -> Sequence[tuple
         first, last = _span(code)
         if filename.startswith("<"):
             typed = _typed_lines(code, first, last)
-            if typed:
+            # What linecache has under these names is the text of some other code.
+            if typed or filename in ("<string>", "<stdin>"):
                 return typed
         if filename not in fresh:
             fresh[filename] = _read(filename)

@@ -736,7 +736,8 @@ def test_of_a_group_nested_two_thousand_deep_the_outer_levels_arrive() -> None:
     for _ in range(raised.MAX_NESTED):
         assert type(back) is ExceptionGroup
         (back,) = back.exceptions
-    assert isinstance(back, RemoteError)
+    # Up to Python 3.12 pickle cannot go that deep; later ones bring all of it.
+    assert isinstance(back, RemoteError if sys.version_info < (3, 13) else ExceptionGroup)
 
 
 def test_a_chain_two_thousand_long_arrives() -> None:
