@@ -352,6 +352,26 @@ def test_all_of_a_package_is_needed_and_what_it_imports(project: Project) -> Non
     }
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import lcother",
+        "from lcother import f",
+        "from lcother import (\n    f,\n)",
+        "x = 1; import lcother",
+        "if x: import lcother",
+        "import os, lcother as other",
+        "import os, \\\n    lcother",
+        "from \\\n    lcother import f",
+        "def f():\n\tfrom lcother import f",
+    ],
+)
+def test_what_any_part_of_a_package_imports_is_needed(project: Project, statement: str) -> None:
+    project.package("lcpkg", a="", b=statement)
+    project.write_all(lcother="import lcfurther", lcfurther="")
+    assert needed(["lcpkg.a"]) >= {"lcpkg.b", "lcother", "lcfurther"}
+
+
 def test_folders_of_a_package_without_an_init_are_needed_if_something_is_in_them(
     project: Project,
 ) -> None:
