@@ -97,14 +97,10 @@ class Closure:
             raise ClosureError(why) from error
         self.labels = versions.with_cloudpickle(()) if seen.by_value else ()
         self.modules = local_code.needed(seen.modules)
-        # module -> name -> what the functions read there that is not as its source makes it
-        self._constants: dict[str, dict[str, object]] = {}
-        self._functions: list[Callable[..., Any]] = [func, *seen.functions]
+        self._functions = (func, *seen.functions)
         self._counts_on = seen.modules
-        if self.modules:
-            for each in self._functions:
-                for module, values in overlay.constants(each).items():
-                    self._constants.setdefault(module, {}).update(values)
+        # module -> name -> what the functions read there that is not as its source makes it
+        self._constants = overlay.constants(self._functions) if self.modules else {}
         self._function = _blob(body)
         self._buffers = tuple(map(_blob, external))
         self.blobs = self._blobs_with(self.modules)

@@ -41,8 +41,10 @@ _CACHED: Final = type(functools.lru_cache(len))
 _NOTHING: Final = object()
 
 
-def constants(func: Callable[..., Any]) -> dict[str, dict[str, object]]:
+def constants(func: object) -> dict[str, dict[str, object]]:
     """Return the plain data that a function reads in local modules and their source does not give.
+
+    Of several functions, in a tuple, what they read together.
 
     The functions and classes that it uses there are followed, as far as they can be seen: what a
     method of an item reads is not. A value that a ``try`` may have chosen at import (whether a
@@ -93,7 +95,7 @@ class Watch:
     """
 
     def __init__(self, functions: Iterable[object], modules: Collection[str]) -> None:
-        self._seen = [each for func in functions for each in _Reached(func).seen]
+        self._seen = _Reached(tuple(functions)).seen
         self._modules = modules
         self._texts = self._look()
         self._looked_at = time.monotonic()

@@ -30,13 +30,13 @@ TESTS = {
     "jobserver/crew.py": ("test_crew.py", *SERVER),
     "jobserver/queues.py": ("test_queues.py", *SERVER),
     "jobserver/roster.py": ("test_roster.py", *SERVER),
-    "jobserver/book.py": ("test_book.py", *SERVER),
+    "jobserver/book.py": ("test_book.py", *SERVER, "test_nested_properties.py"),
     "jobserver/blobs.py": ("test_blobs.py",),
     "jobserver/endings.py": ("test_endings.py",),
     "jobserver/pieces.py": ("test_pieces.py",),
     "dmap/client_state.py": ("test_client_state.py",),
     "dmap/tickets.py": ("test_client_state.py",),
-    "dmap/worker_state.py": ("test_worker_state.py",),
+    "dmap/worker_state.py": ("test_worker_state.py", "test_nested_properties.py"),
     "dmap/chunks.py": ("test_chunks.py",),
 }
 """File that is edited -> its tests."""
@@ -342,6 +342,21 @@ EDITS: dict[str, list[Edit]] = {
         Edit("a look for each sign of life", "if who.due is None or when < who.due:", "if True:"),
     ],
     "jobserver/book.py": [
+        Edit(
+            "nobody knows who waits for a job that was joined",
+            "around.update(terms.ancestors)",
+            "pass",
+        ),
+        Edit(
+            "who waits through two joins may be joined",
+            "todo += self.around.get(origin, ())",
+            "pass",
+        ),
+        Edit(
+            "who waited for an ended job is remembered",
+            "self.around.pop(job.origin, None)",
+            "pass",
+        ),
         Edit("a large job never goes", "or not session.nbytes", ""),
         Edit(
             "what a client does not take is not held against it",
@@ -562,6 +577,11 @@ EDITS: dict[str, list[Edit]] = {
         ),
     ],
     "dmap/worker_state.py": [
+        Edit(
+            "a job that runs inside another knows only those of its submit",
+            "job.ancestors = tuple(known)",
+            "pass",
+        ),
         Edit("other servers believe it asleep", "sends.append(Send(index, Awake()))", "pass"),
         Edit(
             "it sleeps at some servers only",
