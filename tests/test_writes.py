@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -95,12 +96,15 @@ def test_the_globals_of_a_module_are_its_own_business() -> None:
 
 
 def python_of(version: str) -> str:
-    """Return an interpreter that runs; the shims of pyenv may lead nowhere."""
-    candidates = [shutil.which(f"python{version}")]
-    candidates += map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    for python in candidates:
-        if python and not subprocess.run([python, "-V"], capture_output=True).returncode:
-            return python
+    """Return an interpreter that runs."""
+    command = shutil.which(f"python{version}")
+    if command:
+        # A version switcher's command runs with this; others ignore it.
+        environment = {**os.environ, "PYENV_VERSION": version}
+        show = [command, "-c", "import sys; print(sys.executable)"]
+        done = subprocess.run(show, env=environment, capture_output=True, text=True)
+        if not done.returncode:
+            return done.stdout.strip()
     pytest.skip(f"there is no Python {version} here")
 
 
