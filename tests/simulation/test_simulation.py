@@ -13,6 +13,8 @@ from simulated_roles import Call, Child, Client, Host
 from dmap.tickets import Terms
 from jobserver.jobs import Limits
 
+pytestmark = pytest.mark.slow
+
 
 class Cluster:
     """Three servers, hosts with children, and clients."""
@@ -188,9 +190,7 @@ TIGHT = Limits(session_jobs=30, max_jobs=150, session_nbytes=300)
 
 
 @pytest.mark.parametrize("limits", [Limits(), TIGHT], ids=["roomy", "tight"])
-@pytest.mark.parametrize(
-    "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))]
-)
+@pytest.mark.parametrize("seed", range(1, 8))
 def test_whatever_breaks_every_item_ends_once_and_rightly(seed: int, limits: Limits) -> None:
     cluster = Cluster(seed, hosts=10, children=10, clients=8, limits=limits)
     cluster.live(20.0, n_faults=100)
@@ -256,7 +256,6 @@ def ask_all(cluster: Cluster, name: str) -> list[Call]:
     return calls
 
 
-@pytest.mark.slow
 def test_ten_thousand_workers_do_fifty_thousand_jobs_through_losses() -> None:
     cluster = Cluster(1, hosts=100, children=100, clients=20, check_every=100_000)
     sim = cluster.sim
