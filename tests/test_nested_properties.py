@@ -33,8 +33,6 @@ from jobserver.jobs import Send as ServerSend
 from jobserver.protocol import Body, LaneId, Message, Origin
 from jobserver.state import State
 
-pytestmark = pytest.mark.slow
-
 # --- programs -------------------------------------------------------------------------------------
 
 

@@ -498,6 +498,18 @@ def test_a_submit_from_inside_a_job_does_not_join_that_job(net: Net) -> None:
     assert inner.submitted(uniq=b"u", merge=True, ancestors=(origin,)) != handle
 
 
+def test_who_waits_for_a_joined_job_is_forgotten_when_it_ends(net: Net) -> None:
+    first, inner, worker = Client(net), Client(net, 2), Worker(net, "f")
+    outer = wire.Origin(inner.session, 77)
+    handle = first.submitted(uniq=b"u", merge=True)
+    joined = inner.submitted(uniq=b"u", merge=True, ancestors=(outer,))
+    assert joined == handle
+    worker.grab()
+    worker.complete(handle, b"r")
+    assert first.result()[1] == inner.result()[1] == b"r"
+    net.state.check()
+
+
 def test_a_resubmit_joins_a_merged_job_that_has_just_ended(net: Net) -> None:
     one, two, worker = Client(net), Client(net, 2), Worker(net, "f")
     handle = one.submitted(uniq=b"u", merge=True)
