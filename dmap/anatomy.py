@@ -66,7 +66,7 @@ def _probe_class() -> Any:
     override = pickler.reducer_override
     now = time.monotonic
 
-    class Probe(pickler):  # type: ignore[misc]
+    class Probe(pickler):  # type: ignore[misc]  # its base is made when it is first used
         def __init__(self, deadline: float) -> None:
             super().__init__(self, self.drop, None)
             self.deadline = deadline

@@ -218,7 +218,7 @@ def digest_quickly(value: object) -> bytes | None:
     if kind is not tuple:
         return None
     joined = TUPLE
-    for each in value:  # type: ignore[attr-defined]
+    for each in value:  # type: ignore[attr-defined]  # it is a tuple; a cast() costs 0.1 us
         encode = SCALARS.get(type(each))
         if encode is None:
             return None

@@ -310,6 +310,7 @@ class Jobs:
         **options: Unpack[MapOptions],
     ) -> list[Any]:
         """Call a function on every item, spread over the workers; see the function `dmap`."""
+        closures.check_callable(func)  # before what may be its place is taken for the items
         return self._map_all(func, Items(_required(iterables)), options)
 
     @overload
@@ -379,11 +380,11 @@ class Jobs:
         **options: Unpack[MapOptions],
     ) -> list[R]:
         """Call a function on the elements of every tuple; see the function `starmap`."""
+        closures.check_callable(func)
         return self._map_all(func, Items([tuples], star=True), options)
 
     def _map_all(self, func: Callable[..., Any], items: Items, options: MapOptions) -> list[Any]:
         settings = self._settings(options)
-        closures.check_callable(func)
         if items.is_empty():
             return []
         run = self._start_map(func, items, settings, keep=True)

@@ -26,6 +26,7 @@ def cloudpickle_label() -> str:
     """
     with suppress(ImportError, ValueError, AttributeError, OSError):
         spec = importlib.util.find_spec("cloudpickle")
+        # Whatever is not there is an AttributeError, and no label.
         source: bytes = spec.loader.get_data(spec.origin)  # type: ignore[union-attr]
         found = _VERSION.search(source)
         if found is not None:

@@ -78,6 +78,15 @@ def test_a_job_returns_what_its_function_returned(client: Client) -> None:
     assert client.submit(lambda price: price * rate, 14).result() == 42
 
 
+@pytest.mark.parametrize("call", ["dmap", "imap", "starmap"])
+def test_a_function_in_the_place_of_the_items_is_told(call: str) -> None:
+    with (
+        Client("ipc:///nowhere") as client,
+        pytest.raises(TypeError, match=r"the first argument must be a function, not list .*\[1\]"),
+    ):
+        getattr(client, call)([1], abs)
+
+
 def test_arguments_may_have_names(client: Client) -> None:
     assert client.submit(int, "ff", base=16).result() == 255
 
