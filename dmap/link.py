@@ -49,8 +49,10 @@ from jobserver.protocol import (
     Hello,
     Malformed,
     Message,
+    Together,
     decode_to_peer,
 )
+from jobserver.together import fold, unfold
 
 if TYPE_CHECKING:
     from zmq.sugar.socket import Socket
@@ -163,8 +165,13 @@ class ServerLink:
         """Would ``receive`` return something that was noticed already, without waiting?"""
         return bool(self._seen)
 
-    def send(self, message: Message, bodies: tuple[Body, ...] = ()) -> bool:
+    def send(self, message: Message, bodies: tuple[Body, ...] = (), *, more: bool = False) -> bool:
         """Send a message, now or as soon as the socket takes it. Bodies must not change any more.
+
+        Args:
+            message: What to say.
+            bodies: Its bodies.
+            more: It goes together with what is sent next; if nothing is, call ``flush``.
 
         Returns:
             False if it was not taken: there is no connection, ``receive`` has yet to tell of a
@@ -177,6 +184,8 @@ class ServerLink:
         if type(message) is Hello:
             self._transfers.forget()  # as the server does; what was not acknowledged goes again
         self._post(self._transfers.outgoing(message, bodies))
+        if not more:
+            self.flush()
         return True
 
     def receive(self, max_messages: int = 500) -> list[Event]:
@@ -193,15 +202,16 @@ class ServerLink:
         return events
 
     def flush(self) -> None:
-        """Send of the outbox what the socket takes now."""
-        while self._outbox:
-            frames = self._outbox[0]
+        """Send of the outbox what the socket takes now: what lies there, together."""
+        outbox = self._outbox
+        while outbox:
+            frames, n = (outbox[0], 1) if len(outbox) == 1 else fold(outbox)
             try:
                 self.socket.send_multipart(frames, zmq.DONTWAIT)
             except zmq.Again:
                 return
-            self._outbox.popleft()
-            self._outbox_nbytes -= sum(map(len, frames))
+            for _ in range(n):
+                self._outbox_nbytes -= sum(map(len, outbox.popleft()))
 
     def close(self, linger: float = 0.0) -> None:
         """Close the link. For ``linger`` seconds libzmq goes on to send what it has taken.
@@ -256,20 +266,27 @@ class ServerLink:
         if n_read:
             self.heard_at = time.monotonic()
 
-    def _open(self, frames: list[bytes]) -> list[Received | Returned]:
+    def _open(self, frames: list[bytes]) -> Iterator[Received | Returned]:
         if len(frames) > MAX_FRAMES:
             raise Malformed("bad_frame", f"{len(frames)} frames")
         message = decode_to_peer(frames[0])
         bodies = tuple(frames[1:])
+        if type(message) is not Together:
+            yield from self._take(message, bodies)
+            return
+        for inner, inner_bodies in unfold(message, bodies, decode_to_peer):
+            yield from self._take(inner, inner_bodies)
+
+    def _take(self, message: Message, bodies: tuple[Body, ...]) -> list[Received | Returned]:
         if type(message) not in TRANSFERS:
             return [Received(message, bodies)]
         whole, answers = self._transfers.incoming(message, bodies)
         if self._up:
             self._post(answers)
+            self.flush()
         return [*(Received(*one) for one in whole), *self._transfers.take_returned()]
 
     def _post(self, messages: list[Frames]) -> None:
         for frames in messages:
             self._outbox.append(frames)
             self._outbox_nbytes += sum(map(len, frames))
-        self.flush()

@@ -23,6 +23,9 @@ exceed ``BODY_NBYTES`` holds one entry only, and its body goes ahead in pieces::
 
 so that three gigabytes neither cut the link (``MAX_FRAME_NBYTES``) nor silence its heartbeats.
 
+Small messages that go the same way at the same time may share one: ``Together``. A message costs
+both ends some tens of microseconds, whatever it says.
+
 Who may say what is in ``FROM``; a message out of role changes nothing and is answered by an
 ``Error``. Everything is safe to repeat: a job's *origin* (session, ticket) is chosen by its
 client, and whoever hears of the same origin twice knows it.
@@ -54,6 +57,8 @@ PIECE_NBYTES: Final = 8 * 2**20
 link full; small enough that a heartbeat behind one waits milliseconds."""
 MAX_LIST: Final = 16_384
 """Entries in one list of one message."""
+MAX_TOGETHER: Final = 64
+"""Messages in one ``Together``."""
 
 CODE: TypeAlias = Literal[
     "bad_frame",
@@ -120,7 +125,8 @@ class Hello(Message, tag=True):
     own number there in ``child`` (a new number for every process); a worker without a supervisor
     says ``child=0`` and heartbeats for itself. ``holding`` are the handles that a worker has from
     this boot of the server and not reported yet: what the server assigned to it beyond these never
-    arrived. ``running`` is what a supervisor's children run from an earlier boot.
+    arrived. ``running`` is what a supervisor's children run from an earlier boot. ``together``:
+    I understand Together.
     """
 
     major: Count
@@ -136,6 +142,7 @@ class Hello(Message, tag=True):
     boot: ShortText = ""
     holding: list[Count] = []
     running: list[Running] = []
+    together: bool = False
 
 
 class Running(Struct, array_like=True, gc=False):
@@ -193,6 +200,13 @@ class Grant(Message, tag=True):
 
     transfer: Count
     upto: Count
+
+
+class Together(Message, tag=True):
+    """any <> server: these messages, in this order. The bodies are those of number ``bodied``."""
+
+    headers: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=MAX_TOGETHER)]
+    bodied: Count = 0
 
 
 class Piece(Message, tag=True):
@@ -726,7 +740,9 @@ FromWorker: TypeAlias = (
 )
 FromSupervisor: TypeAlias = GiveBack | FetchBlob | WorkFail | WorkData | WorkWarning | ChildLost
 Transfer: TypeAlias = Offer | Grant | Piece | Pieced | Declined
-ToServer: TypeAlias = FromClient | FromWorker | ChildLost | Hello | Heartbeat | Goodbye | Transfer
+ToServer: TypeAlias = (
+    FromClient | FromWorker | ChildLost | Hello | Heartbeat | Goodbye | Transfer | Together
+)
 
 ToClient: TypeAlias = (
     JobsAccepted
@@ -745,7 +761,9 @@ ToClient: TypeAlias = (
     | Draining
 )
 ToWorker: TypeAlias = JobAssign | NoJob | Noop | WorkAccepted | Blob | Draining
-ToPeer: TypeAlias = ToClient | ToWorker | CancelJob | Welcome | Heartbeat | Error | Transfer
+ToPeer: TypeAlias = (
+    ToClient | ToWorker | CancelJob | Welcome | Heartbeat | Error | Transfer | Together
+)
 
 FROM: Final[dict[Role, frozenset[type[Message]]]] = {
     "client": frozenset(FromClient.__args__),

@@ -55,10 +55,12 @@ from jobserver.protocol import (
     Message,
     NoJob,
     Piece,
+    Together,
     WorkFail,
     decode_to_server,
     encode,
 )
+from jobserver.together import unfold
 
 log = logging.getLogger(__name__)
 
@@ -314,14 +316,30 @@ class Server:
                 raise Malformed("limit", f"a header of {len(frames[1])} bytes")
             message = decode_to_server(frames[1])
             bodies = tuple(frames[2:])
-            for body in bodies:
-                if len(body) > BODY_NBYTES and type(message) is not Piece:
-                    raise Malformed("limit", f"a body of {len(body)} bytes comes in pieces")
-            if type(message) in TRANSFERS:
-                return self._on_transfer(peer, message, bodies, now)
+            if type(message) is not Together:
+                return self._on_message(peer, message, bodies, now)
         except Malformed as error:
-            self._peer_log.warn(now, peer, "sent no message (%s): %s", error.code, str(error))
-            return self._state.on_malformed(peer, error, now)
+            return self._on_malformed(peer, error, now)
+        sends: list[Send] = []
+        try:
+            for inner, inner_bodies in unfold(message, bodies, decode_to_server):
+                sends += self._on_message(peer, inner, inner_bodies, now)
+        except Malformed as error:
+            sends += self._on_malformed(peer, error, now)
+        return sends
+
+    def _on_malformed(self, peer: bytes, error: Malformed, now: float) -> list[Send]:
+        self._peer_log.warn(now, peer, "sent no message (%s): %s", error.code, str(error))
+        return self._state.on_malformed(peer, error, now)
+
+    def _on_message(
+        self, peer: bytes, message: Message, bodies: tuple[Body, ...], now: float
+    ) -> list[Send]:
+        for body in bodies:
+            if len(body) > BODY_NBYTES and type(message) is not Piece:
+                raise Malformed("limit", f"a body of {len(body)} bytes comes in pieces")
+        if type(message) in TRANSFERS:
+            return self._on_transfer(peer, message, bodies, now)
         if type(message) is Hello and peer in self._links:
             self._forget_link(peer, now)
         return self._state.on_message(peer, message, bodies, now)

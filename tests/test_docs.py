@@ -270,7 +270,7 @@ ALIASES = {
         "FAILURE",
     )
 }
-PLAIN = {bool: "bool", int: "int", float: "float", str: "str", bytes: "bin"}
+PLAIN = {msgspec.Raw: "message", bool: "bool", int: "int", float: "float", str: "str", bytes: "bin"}
 
 
 def type_text(kind: Any, *, by_name: bool = True) -> str:
