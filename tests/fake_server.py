@@ -44,12 +44,14 @@ from jobserver.protocol import (
     Message,
     Origin,
     Range,
+    Together,
     Welcome,
     WorkAccepted,
     WorkComplete,
     WorkException,
     WorkFail,
 )
+from jobserver.together import unfold
 
 WITHIN = 20.0  # seconds in which what must come comes, on any machine
 
@@ -185,14 +187,21 @@ class FakeServer:
             peer, *frames = self._router.recv_multipart()
             message = protocol.decode_to_server(frames[0])
             bodies: tuple[Body, ...] = tuple(frames[1:])
-            if type(message) in TRANSFERS:
-                whole, answers = self._link(peer).incoming(message, bodies)
-                for answer in answers:
-                    self._router.send_multipart([peer, *answer])
-                for inner, its_bodies in whole:
-                    self._on_message(peer, inner, its_bodies)
+            if isinstance(message, Together):
+                for one, its_bodies in unfold(message, bodies, protocol.decode_to_server):
+                    self._take(peer, one, its_bodies)
             else:
-                self._on_message(peer, message, bodies)
+                self._take(peer, message, bodies)
+
+    def _take(self, peer: bytes, message: Message, bodies: tuple[Body, ...]) -> None:
+        if type(message) not in TRANSFERS:
+            self._on_message(peer, message, bodies)
+            return
+        whole, answers = self._link(peer).incoming(message, bodies)
+        for answer in answers:
+            self._router.send_multipart([peer, *answer])
+        for inner, its_bodies in whole:
+            self._on_message(peer, inner, its_bodies)
 
     def _on_message(self, peer: bytes, message: Message, bodies: tuple[Body, ...]) -> None:
         if isinstance(message, Hello):
