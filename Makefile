@@ -32,12 +32,13 @@ test-all: test-3.12 test-3.13 test
 
 # The fast tests on another Python, in a venv of its own. Where that Python is not to be had,
 # one line says so. (PYENV_VERSION makes a version switcher's command run; others ignore it.)
-test-3.%:
+test-3.%: WHAT = test ARGS='-q -m "not slow"'
+venv-3.%: WHAT = .venv-3.$*/.installed-test
+test-3.% venv-3.%:
 	@found=$$(PYENV_VERSION=3.$* python3.$* -c '$(USABLE)' 2>/dev/null && \
 		PYENV_VERSION=3.$* python3.$* -c 'import sys; print(sys.executable)'); \
 	if [ -n "$$found" ]; then \
-		$(MAKE) --no-print-directory test VENV=.venv-3.$* PYTHON="$$found" \
-			ARGS='-q -m "not slow"'; \
+		$(MAKE) --no-print-directory VENV=.venv-3.$* PYTHON="$$found" $(WHAT); \
 	else \
 		echo "no python3.$* that runs here: not tested on it"; \
 	fi
