@@ -27,18 +27,17 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import zmq
 
-from dmap.buffers import make_pair
+from dmap import start
 from dmap.cores import n_cores
 from dmap.link import Connected, Disconnected, Event, Received, ServerLink
 from dmap.page import (
@@ -50,7 +49,6 @@ from dmap.page import (
     Settings,
     View,
     boot_key,
-    make_page,
     python_version,
 )
 from dmap.shelf import Shelf
@@ -97,18 +95,6 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0
 """Seconds before a child that ended before it was ready is started again."""
 
-_START: Final = "import sys; from dmap.worker import main; sys.exit(main())"
-_THREADS: Final = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-"""Where libraries read, when they are loaded, how many threads to start; those that joblib sets."""
-
 
 class _Stopping(NamedTuple):
     """A job that was told to end."""
@@ -120,7 +106,7 @@ class _Stopping(NamedTuple):
 class _Child:
     """One worker process."""
 
-    def __init__(self, number: int, process: subprocess.Popen[bytes], page: Page) -> None:
+    def __init__(self, number: int, process: start.Process, page: Page) -> None:
         self.number = number
         self.process = process
         self.page = page
@@ -220,12 +206,34 @@ class Supervisor:
         self._exit_code = 0
         self._watch_until = 0.0
         self._look_at = 0.0
-        self._context: zmq.Context[Socket[bytes]] = zmq.Context()
-        self._servers = [_Server(ServerLink(self._context, server)) for server in servers]
-        self._shelf = Shelf(len(servers), self._fetch_blob)
+        self._forked: list[start.Started] = []  # until it runs
+
+    def fork_children(self) -> int | None:
+        """Start the first children by fork, where ``start.can_fork`` holds and before ``run``.
+
+        Returns:
+            In a child the descriptor of its page, for ``dmap.worker.run``: it has no other use for
+            this object. In this process None.
+        """
+        for _ in range(self._n_first):
+            try:
+                started = start.by_fork(self._next_settings(), self._n_threads, self._forked)
+            except OSError as error:  # ``run`` starts what is missing
+                logger.warning("cannot fork a worker process: %s", error)
+                break
+            if isinstance(started, int):
+                return started
+            self._forked.append(started)
+        return None
 
     def run(self) -> int:
         """Work until a signal, the lifeline or a hopeless start ends it; return the exit code."""
+        # Nothing of this may be there when children are forked.
+        self._context: zmq.Context[Socket[bytes]] = zmq.Context()
+        self._servers = [
+            _Server(ServerLink(self._context, server)) for server in self._settings.servers
+        ]
+        self._shelf = Shelf(len(self._servers), self._fetch_blob)
         poller = zmq.Poller()
         with self._signals() as signals:
             sources = [signals, self._notified]
@@ -233,8 +241,9 @@ class Supervisor:
                 sources.append(self._lifeline)
             for source in (*sources, self._shelf.fileno()):
                 poller.register(source, zmq.POLLIN)
-            # Where it may be impossible to start, one tries first, and says why only once.
-            self._start_at = [0.0] * (1 if self._may_be_wrong else self._processes)
+            for started in self._forked:
+                self._adopt(started)
+            self._start_at = [0.0] * (self._n_first - len(self._children))
             try:
                 while not self._ending or self._children:
                     timeout = self._next_deadline() - time.monotonic()
@@ -288,8 +297,9 @@ class Supervisor:
         if self._n_terms > 1:
             self._end_at_once()
         for child in list(self._children.values()):
-            if child.process.poll() is not None:
-                self._on_death(child, now)
+            returncode = child.process.poll()
+            if returncode is not None:
+                self._on_death(child, returncode, now)
         for index, server in enumerate(self._servers):
             for event in server.link.receive():
                 self._on_event(index, event)
@@ -313,6 +323,11 @@ class Supervisor:
     def _may_be_wrong(self) -> bool:
         return bool(self._settings.imports or self._settings.only)
 
+    @property
+    def _n_first(self) -> int:
+        """Where it may be impossible to start, one tries first, and says why only once."""
+        return 1 if self._may_be_wrong else self._processes
+
     def _on_ready(self) -> None:
         self._n_failed = 0
         if not self._was_ready:
@@ -320,47 +335,35 @@ class Supervisor:
             if self._may_be_wrong and not self._ending:
                 self._start_at += [0.0] * (self._processes - 1)
 
-    def _start_child(self) -> None:
+    def _next_settings(self) -> Settings:
         self._n_started += 1
-        # All together start as many threads as there are cores, unless the user has said otherwise.
-        environment = {**dict.fromkeys(_THREADS, str(self._n_threads)), **os.environ}
+        return msgspec.structs.replace(self._settings, child=self._n_started)
+
+    def _start_child(self) -> None:
         try:
-            with ExitStack() as undo:
-                ours, theirs = make_pair()
-                undo.enter_context(ours)
-                with theirs:
-                    settings = msgspec.structs.replace(
-                        self._settings, child=self._n_started, blobs_fd=theirs.fileno()
-                    )
-                    page_fd = make_page(settings)
-                    undo.callback(os.close, page_fd)
-                    process = subprocess.Popen(
-                        [sys.executable, "-c", _START, str(page_fd)],
-                        pass_fds=(page_fd, settings.notify_fd, settings.blobs_fd),
-                        stdin=subprocess.DEVNULL,
-                        env=environment,
-                        start_new_session=True,  # the terminal's Ctrl-C is for the supervisor
-                    )
-                undo.pop_all()
+            started = start.by_exec(self._next_settings(), self._n_threads)
         except OSError as error:  # no memory, too many processes or open files
             logger.warning("cannot start a worker process: %s", error)
             self._start_later()
-            return
-        page = Page(page_fd)
+        else:
+            self._adopt(started)
+
+    def _adopt(self, started: start.Started) -> None:
+        page = Page(started.page_fd)
         page.set_watched(self._is_watching)
-        self._children[self._n_started] = _Child(self._n_started, process, page)
-        self._shelf.add(self._n_started, ours)
+        self._children[started.number] = _Child(started.number, started.process, page)
+        self._shelf.add(started.number, started.blobs)
 
     def _start_later(self) -> None:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**self._n_failed)
         self._n_failed += 1
         self._start_at.append(time.monotonic() + pause)
 
-    def _on_death(self, child: _Child, now: float) -> None:
+    def _on_death(self, child: _Child, returncode: int, now: float) -> None:
         """Tell the servers what a process that ended was running, and start another one."""
         del self._children[child.number]
         self._shelf.remove(child.number)
-        exit = exit_text(child.process.returncode)
+        exit = exit_text(returncode)
         was_ready = child.page.ready
         view = child.page.view_unlocked()
         child.page.close()
@@ -381,7 +384,7 @@ class Supervisor:
             logger.info("child %d ended with %s", child.number, exit)
         if was_ready:
             self._start_at.append(now)
-        elif child.process.returncode == CANNOT_START and not self._was_ready:
+        elif returncode == CANNOT_START and not self._was_ready:
             logger.error("the worker processes cannot start; see above")
             self._exit_code = 1
             self._end_at_once()
@@ -649,7 +652,12 @@ def _names(text: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command ``dmap-worker``; return its exit code."""
+    """Run the command ``dmap-worker``; return its exit code.
+
+    Args:
+        argv: what follows the command's name. None: this process was started to be that command,
+            and nothing else. Then its children are copies of it, where that is possible.
+    """
     parser = argparse.ArgumentParser(
         prog="dmap-worker",
         description="Run jobs of one or several job servers, in a process a core.",
@@ -705,6 +713,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         lifeline=options.lifeline,
         log_level=level,
     )
+    return run(supervisor) if argv is None else supervisor.run()
+
+
+def run(supervisor: Supervisor) -> int:
+    """Run a supervisor in a process that is for nothing else; return the exit code.
+
+    This may return in a child, too: which then has been a worker, and has ended.
+    """
+    from dmap import worker
+
+    if start.can_fork():
+        page_fd = supervisor.fork_children()
+        if page_fd is not None:
+            return worker.run(page_fd)
     return supervisor.run()
 
 

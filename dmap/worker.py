@@ -742,7 +742,15 @@ def _leave_as_client() -> None:
 
 def main() -> int:
     """Run as the child of a supervisor, which says in argv[1] where the page is."""
-    fd = int(sys.argv[1])
+    return run(int(sys.argv[1]))
+
+
+def run(fd: int) -> int:
+    """Be a worker until the supervisor, or a SIGTERM, says to leave; return the exit code.
+
+    Args:
+        fd: of the page, with the settings behind it.
+    """
     settings = read_settings(fd)
     _die_with_parent(settings.parent)
     for own in (fd, settings.notify_fd, settings.blobs_fd):
