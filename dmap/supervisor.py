@@ -719,14 +719,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(supervisor: Supervisor) -> int:
     """Run a supervisor in a process that is for nothing else; return the exit code.
 
-    This may return in a child, too: which then has been a worker, and has ended.
+    Raises:
+        SystemExit: in a forked child, which has been a worker until then.
     """
-    from dmap import worker
+    from dmap import worker  # a supervisor that does not fork has no use for it
 
     if start.can_fork():
         page_fd = supervisor.fork_children()
         if page_fd is not None:
-            return worker.run(page_fd)
+            sys.exit(worker.run(page_fd))
     return supervisor.run()
 
 

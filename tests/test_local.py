@@ -27,6 +27,17 @@ def run(code: str, *arguments: str, timeout: float = 60) -> subprocess.Completed
     )
 
 
+PROCESSES = """
+import dmap, os, time, dmap.local
+
+def processes():
+    \"\"\"Return the pids of the local cluster: of its supervisor, its server and its workers.\"\"\"
+    supervisor = dmap.local._cluster._process.pid
+    with open(f"/proc/{supervisor}/task/{supervisor}/children") as file:
+        return [supervisor, *map(int, file.read().split())]
+"""
+
+
 def folders() -> list[Path]:
     return list(Path(tempfile.gettempdir()).glob("dmap-*"))
 
@@ -101,22 +112,20 @@ def test_its_folder_is_for_this_user_alone() -> None:
 
 def test_shutdown_ends_it_and_the_next_call_starts_another() -> None:
     said = run(
-        "import dmap, os, dmap.local\n"
-        "dmap.dmap(str, [1])\n"
-        "cluster = dmap.local._cluster\n"
+        PROCESSES + "dmap.dmap(str, [1])\n"
+        "folder, pids = dmap.local._cluster.folder, processes()\n"
         "dmap.shutdown()\n"
-        "print(cluster.folder.exists(), [p.poll() is None for p in cluster._processes])\n"
+        "print(folder.exists(), len(pids), [p for p in pids if os.path.exists(f'/proc/{p}')])\n"
         "print(dmap.dmap(str, [1]))\n"
     )
-    assert said.stdout == "False [False, False]\n['1']\n", said.stderr
+    assert said.stdout == f"False {2 + n_cores()} []\n['1']\n", said.stderr
 
 
 def test_nothing_is_left_of_it_when_its_process_is_killed() -> None:
     code = (
-        "import dmap, time, dmap.local\n"
-        "dmap.dmap(str, [1])\n"
+        PROCESSES + "dmap.dmap(str, [1])\n"
         "dmap.submit(time.sleep, 60)\n"
-        "print(*[p.pid for p in dmap.local._cluster._processes], flush=True)\n"
+        "print(*processes(), flush=True)\n"
         "time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -131,11 +140,9 @@ def test_nothing_is_left_of_it_when_its_process_is_killed() -> None:
 
 def test_an_interrupt_at_the_terminal_reaches_this_process_alone() -> None:
     said = run(
-        "import dmap, os, dmap.local\n"
-        "dmap.dmap(str, [1])\n"
-        "print([os.getsid(p.pid) == p.pid for p in dmap.local._cluster._processes])\n"
+        PROCESSES + "dmap.dmap(str, [1])\nprint(*[os.getsid(pid) == pid for pid in processes()])\n"
     )
-    assert said.stdout == "[True, True]\n"
+    assert said.stdout.split() == ["True"] * (2 + n_cores()), said.stderr
 
 
 def test_a_forked_child_uses_its_parents_cluster_and_does_not_keep_it() -> None:
@@ -169,7 +176,7 @@ def test_a_map_inside_a_map_uses_the_same_cluster() -> None:
 def test_a_server_that_does_not_come_up_is_an_error_with_its_reason() -> None:
     said = run(
         "import dmap, dmap.local\n"
-        "dmap.local._SERVE = 'raise SystemExit(\"no luck\")'\n"
+        "dmap.local._RUN = 'raise SystemExit(\"no luck\")'\n"
         "try:\n    dmap.dmap(str, [1])\n"
         "except dmap.DmapError as error:\n    print(error)\n"
     )
@@ -204,3 +211,63 @@ def test_an_interrupt_ends_a_map_with_what_was_finished(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert said in ("[(0, 0), (1, 1)]\n", "[(0, 0), (2, 2)]\n", "[(1, 1), (2, 2)]\n")
+
+
+def test_a_job_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "zmq.py").write_text("raise ImportError('no luck')\n")
+    said = run(
+        "import dmap, sys\n"
+        "dmap.Client\n"  # has loaded the real one
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "try:\n    dmap.dmap(str, [1])\n"
+        "except dmap.DmapError as error:\n    print(error)\n"
+    )
+    assert "ImportError: no luck" in said.stdout, said.stderr
+    assert not folders()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each of them is a new program")
+def test_its_processes_hold_what_is_theirs_alone() -> None:
+    said = run(
+        PROCESSES + "import re\n"
+        "dmap.dmap(str, [1])\n"
+        "cluster = dmap.local._cluster\n"
+        "lifeline = os.readlink(f'/proc/self/fd/{cluster._lifeline}')\n"
+        "output = os.readlink('/proc/self/fd/1')\n"
+        "for pid in processes():\n"
+        "    folder = f'/proc/{pid}/fd'\n"
+        "    held = [os.readlink(f'{folder}/{fd}') for fd in os.listdir(folder)]\n"
+        "    pages = sum('dmap-page' in link for link in held)\n"
+        "    print(held.count(lifeline), held.count(output), pages > 0)\n"
+    )
+    # The supervisor, the server, the workers; a page is held by a supervisor and by one worker.
+    assert said.stdout.splitlines() == ["1 1 True", "1 0 False", *["0 1 True"] * n_cores()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is nothing else")
+def test_it_works_where_processes_cannot_be_forked() -> None:
+    said = run(
+        PROCESSES + "dmap.local._RUN = 'import dmap.start as s; s.can_fork = lambda: False; '"
+        " + dmap.local._RUN\n"
+        "print(dmap.dmap(lambda x: x + 1, range(3)))\n"
+        "print(len({open(f'/proc/{pid}/cmdline').read() for pid in processes()}))\n"
+    )
+    assert said.stdout == f"[1, 2, 3]\n{2 + n_cores()}\n", said.stderr
+    assert not folders()
+
+
+def test_what_its_workers_print_goes_where_the_process_prints() -> None:
+    said = run(
+        "import dmap, sys\n"
+        "def tell(x):\n"
+        "    print('out', x)\n"
+        "    print('err', x, file=sys.stderr)\n"
+        "dmap.dmap(tell, [1])\n"
+    )
+    assert said.stdout == "out 1\n"
+    assert said.stderr.splitlines()[1:] == ["err 1"]
+
+
+def test_it_works_for_a_process_without_an_output() -> None:
+    code = "import os; os.close(0); os.close(1); from dmap import dmap; dmap(print, [1])"
+    assert run(code).returncode == 0
