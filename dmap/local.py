@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from dmap.cores import n_cores
-from dmap.errors import DmapError
+from jobserver.errors import DmapError
 
 if TYPE_CHECKING:
     from dmap.start import Process

@@ -733,7 +733,7 @@ def _leave_as_client() -> None:
 
     What an interrupted job had submitted would else run on until its session is missed.
     """
-    from dmap.client import shutdown
+    from dmap.calls import shutdown
 
     leaving = threading.Thread(target=shutdown, daemon=True)
     leaving.start()

@@ -18,7 +18,7 @@ from cluster import Cluster, wait_for
 
 import dmap
 from dmap import Client
-from dmap.client import _client
+from dmap.calls import _client
 from dmap.errors import JobTimeout, WorkerLost
 
 LONG = 60.0
