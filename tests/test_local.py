@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import stat
 import subprocess
@@ -115,7 +116,8 @@ def test_shutdown_ends_it_and_the_next_call_starts_another() -> None:
         PROCESSES + "dmap.dmap(str, [1])\n"
         "folder, pids = dmap.local._cluster.folder, processes()\n"
         "dmap.shutdown()\n"
-        "print(folder.exists(), len(pids), [p for p in pids if os.path.exists(f'/proc/{p}')])\n"
+        "left = [pid for pid in pids if os.path.exists(f'/proc/{pid}')]\n"
+        "print(os.path.exists(folder), len(pids), left)\n"
         "print(dmap.dmap(str, [1]))\n"
     )
     assert said.stdout == f"False {2 + n_cores()} []\n['1']\n", said.stderr
@@ -256,6 +258,18 @@ def test_it_works_where_processes_cannot_be_forked() -> None:
     assert not folders()
 
 
+def test_its_workers_are_like_all_workers() -> None:
+    said = run(
+        "import dmap\n"
+        "def look(x):\n"
+        "    import gc, os, sys\n"
+        "    return gc.isenabled(), sys.argv, os.environ['OMP_NUM_THREADS'], sys.path[0]\n"
+        "print(dmap.dmap(look, [1]))\n"
+    )
+    n_threads = os.environ.get("OMP_NUM_THREADS", "1")
+    assert said.stdout == f"[(True, ['dmap-worker'], {n_threads!r}, '')]\n", said.stderr
+
+
 def test_what_its_workers_print_goes_where_the_process_prints() -> None:
     said = run(
         "import dmap, sys\n"
@@ -271,3 +285,25 @@ def test_what_its_workers_print_goes_where_the_process_prints() -> None:
 def test_it_works_for_a_process_without_an_output() -> None:
     code = "import os; os.close(0); os.close(1); from dmap import dmap; dmap(print, [1])"
     assert run(code).returncode == 0
+
+
+def test_without_a_folder_for_it_one_is_asked_for() -> None:
+    said = run(
+        "import os, dmap\n"
+        "def refuse(*arguments):\n    raise PermissionError\n"
+        "os.mkdir = refuse\n"
+        "try:\n    dmap.dmap(str, [1])\n"
+        "except dmap.DmapError as error:\n    print(error)\n"
+    )
+    assert "name one in TMPDIR" in said.stdout, said.stderr
+
+
+def test_one_that_was_begun_and_not_needed_goes_unmentioned() -> None:
+    said = run(
+        "import dmap, sys\n"
+        "async def fetch(x): ...\n"
+        "try:\n    dmap.dmap(fetch, [1])\n"
+        "except dmap.ClosureError:\n    print('dmap.local' in sys.modules)\n"
+    )
+    assert (said.stdout, said.stderr) == ("True\n", "")
+    assert not folders()
