@@ -166,8 +166,10 @@ def run(folder: str, n_processes: str, output: str, errors: str, lifeline: str) 
     from dmap import supervisor
 
     gc.enable()
+    # Children whose first try to connect fails wait for a tenth of a second.
+    deadline = time.monotonic() + START_TIMEOUT
     while not os.path.exists(f"{folder}/server"):
-        if server.poll() is not None:
+        if server.poll() is not None or time.monotonic() > deadline:
             os._exit(1)
         time.sleep(0.001)
     for fd, other in enumerate(others, 1):
@@ -176,7 +178,13 @@ def run(folder: str, n_processes: str, output: str, errors: str, lifeline: str) 
     code = supervisor.run(
         supervisor.Supervisor([f"ipc://{folder}/server"], int(n_processes), lifeline=int(lifeline))
     )
-    server.wait()
+    while os.read(int(lifeline), 4096):  # where a signal was what ended the supervisor
+        pass
+    deadline = time.monotonic() + END_TIMEOUT / 2
+    while server.poll() is None:
+        if time.monotonic() > deadline:
+            server.send_signal(signal.SIGKILL)
+        time.sleep(0.001)
     os._exit(code)  # who waits for us need not wait until an interpreter is taken apart
 
 
@@ -198,7 +206,6 @@ def _start_server(folder: str, lifeline: str, others: tuple[int, ...]) -> Proces
         os.setsid()
         for fd in others:
             os.close(fd)
-        gc.enable()
         serve(folder, lifeline)
     return start.Forked(pid)
 
@@ -207,6 +214,7 @@ def serve(folder: str, lifeline: str) -> NoReturn:
     """Be the server of a local cluster until its lifeline is cut, and remove its folder."""
     from jobserver.__main__ import main
 
+    gc.enable()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         code = main(["--bind", f"ipc://{folder}/server", "--name", "local", "--lifeline", lifeline])

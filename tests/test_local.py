@@ -307,3 +307,16 @@ def test_one_that_was_begun_and_not_needed_goes_unmentioned() -> None:
     )
     assert (said.stdout, said.stderr) == ("True\n", "")
     assert not folders()
+
+
+def test_a_server_that_hangs_goes_all_the_same() -> None:
+    said = run(
+        PROCESSES + "import signal\n"
+        "dmap.dmap(str, [1])\n"
+        "pids = processes()\n"
+        "os.kill(pids[1], signal.SIGSTOP)\n"
+        "dmap.shutdown()\n"
+        "print([pid for pid in pids if os.path.exists(f'/proc/{pid}')])\n"
+    )
+    assert said.stdout == "[]\n", said.stderr
+    assert not folders()
