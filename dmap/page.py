@@ -1,10 +1,9 @@
 """What a supervisor shares with a child: settings that it reads once, and a page of memory.
 
 The child writes what it runs and what it holds; the supervisor reads that while the child is deep
-in user code, and writes what must reach it there. Both change it only under a record lock, which
-the kernel frees when its holder dies::
+in user code, and writes what must reach it there::
 
-    flags | cancel: the job to stop | claims: the running jobs, outermost first | held jobs
+    flags | cancel: the job to stop | state | claims: the running jobs, outermost first | held jobs
 
     held jobs:   accepted | started, the end not yet accepted | not started (some of them taken)
                           ^ reported                          ^ next                           ^ n
@@ -12,7 +11,22 @@ the kernel frees when its holder dies::
 A child *claims* a job before it starts it, and says at which item it is before each item, or before
 each slice of items that it expects to take less than a millisecond together. Whatever the child has
 not claimed the supervisor may *take*, to give it back; a claim of a job that was taken fails. So a
-job is started or given back, never both.
+job is started or given back, never both:
+
+* Each held job has a *token*, a word of its own. To claim the job, and to take it, begins with one
+  atomic exchange of that word by the processor (``pthread_spin_trylock``), which succeeds once. For
+  whom it does has the job, whenever the other one looks, is interrupted or dies. So neither needs
+  to know what the other is doing, and a job behind one that takes long can always be taken. On a
+  system without such a function a claim needs the lock instead.
+* The lock, which the kernel frees when its holder dies, keeps *where things are*: only under it the
+  child writes held jobs, or a claim in full, and the supervisor looks.
+* How much of it all counts is one word, the *state*. Only the child writes it, with one store of
+  the processor: what a death leaves behind is what was before that store, or after. Held jobs are
+  written into the one of two banks that does not count, and the state makes it the one that does.
+* To claim one of many jobs takes no lock: that ``next`` steps over its entry *is* the claim. What
+  is to be shown of it was written beside the entries when they came.
+* A cancel may come late, when the child has gone on to another job. It interrupts none: it names
+  its own, and handles are not used again. The next claim removes it.
 
 The lock is a POSIX record lock: it belongs to the process, and closing any descriptor of the page
 in it frees it. Times are ``time.monotonic()``, which all processes of a host share.
@@ -21,6 +35,7 @@ in it frees it. Times are ``time.monotonic()``, which all processes of a host sh
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import mmap
 import os
@@ -28,9 +43,9 @@ import signal
 import struct
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -50,20 +65,36 @@ MAX_HELD: Final = 512
 
 _DRAINING, _WATCHED, _READY = 0, 1, 2  # offsets of the flags, one byte each
 _CANCEL: Final = 8
-_COUNTS: Final = 32
+_STATE: Final = 4  # of the words
+_SINCE: Final = 5  # of the words: when the job began whose claim is its entry
 _CLAIMS: Final = 64
 
 _KEY: Final = struct.Struct("=QQI")  # handle, boot, server
 _NO_KEY: Final = bytes(_KEY.size)
-_COUNT: Final = struct.Struct("=IIII")  # depth, reported, next, n
 _CLAIM: Final = struct.Struct("=QQI I16sQd dHH QQdd")
 _AT: Final = struct.Struct("=QQdd")
 _AT_OFFSET: Final = _CLAIM.size - _AT.size
 _TEXT_NBYTES: Final = 1024 + 256  # of a function's name and a uniq
 _CLAIM_NBYTES: Final = -(-(_CLAIM.size + _TEXT_NBYTES) // 8) * 8
-_HELD: Final = _CLAIMS + MAX_DEPTH * _CLAIM_NBYTES
-_ENTRY: Final = struct.Struct("=QQII")  # handle, boot, server, taken
-NBYTES: Final = -(-(_HELD + MAX_HELD * _ENTRY.size) // mmap.PAGESIZE) * mmap.PAGESIZE
+_BANKS: Final = _CLAIMS + MAX_DEPTH * _CLAIM_NBYTES
+_ENTRY: Final = struct.Struct("=QQIIII")  # handle, boot, server, taken, token, -
+_TAKEN: Final = struct.Struct("=I")
+_TAKEN_OFFSET: Final = 20
+_TOKEN_OFFSET: Final = 24
+_SHOWN: Final = struct.Struct("=II")  # of which entry the first is, nbytes of all
+_SHOWN_OFFSET: Final = MAX_HELD * _ENTRY.size
+_MAX_SHOWN_NBYTES: Final = 2**17
+_BANK_NBYTES: Final = _SHOWN_OFFSET + _SHOWN.size + _MAX_SHOWN_NBYTES
+NBYTES: Final = -(-(_BANKS + 2 * _BANK_NBYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+# Where in the state's 64 bits each of its fields begins.
+_N: Final = 0
+_NEXT: Final = 16
+_REPORTED: Final = 32
+_DEPTH: Final = 48
+_BANK: Final = 56
+_BY_ENTRY: Final = 57
+_DEPTH_MASK: Final = 0xFF << _DEPTH
 
 
 class Key(NamedTuple):
@@ -99,6 +130,67 @@ class View(NamedTuple):
     claims: tuple[Claim, ...]  # the innermost first
     ended: tuple[Key, ...]  # started and ended, the end perhaps not known to its server
     unclaimed: tuple[Key, ...]  # not started and not taken
+
+
+class _State(NamedTuple):
+    """How much of a page counts."""
+
+    n: int
+    next: int
+    reported: int
+    depth: int
+    bank: int
+    by_entry: int  # the innermost claim is the entry in front of ``next``, not one in full
+
+
+def _unpack(state: int) -> _State:
+    return _State(
+        state & 0xFFFF,
+        state >> _NEXT & 0xFFFF,
+        state >> _REPORTED & 0xFFFF,
+        state >> _DEPTH & 0xFF,
+        state >> _BANK & 1,
+        state >> _BY_ENTRY & 1,
+    )
+
+
+class _Shown(msgspec.Struct, array_like=True, gc=False):
+    """What a claim shows of a job, beside its key and since when it runs."""
+
+    attempt: int
+    session: bytes
+    ticket: int
+    function: str
+    uniq: bytes
+    n_items: int
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_split: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode: Final = msgspec.msgpack.Decoder(_Shown).decode
+
+
+@functools.cache
+def _tokens() -> tuple[Callable[[int], int] | None, int]:
+    """Return what takes a free token at an address (then 0), if there is such, and a free one."""
+    import ctypes  # a supervisor may never need it
+
+    libc = ctypes.PyDLL(None)  # keeps the GIL: to let it go and get it again takes longer
+    try:
+        init: Any = libc.pthread_spin_init
+        take: Any = libc.pthread_spin_trylock
+    except AttributeError:  # macOS
+        return None, 1
+    take.argtypes = [ctypes.c_void_p]
+    token = ctypes.c_uint32()
+    init(ctypes.byref(token), 1)  # PTHREAD_PROCESS_SHARED
+    return take, token.value
+
+
+def _address_of(memory: mmap.mmap) -> int:
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def boot_key(boot: str) -> int:
@@ -175,11 +267,24 @@ class Page:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._memory = mmap.mmap(fd, NBYTES)
+        with memoryview(self._memory) as whole, whole[:_CLAIMS] as head:
+            self._words = head.cast("Q")
+            self._times = head.cast("d")
         self._lock = _Lock(fd, fcntl.LOCK_EX)
         self._lock_nowait = _Lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._address = 0  # of the memory, once it is needed
+        # The child's own: the state, as it wrote it last; the jobs that can be claimed by their
+        # entry (None: this one cannot), which entry is that of the first, and its token's address.
+        self._state: int = self._words[_STATE]
+        self._jobs: Sequence[Assigned | None] = ()
+        self._first = 0
+        self._take_token: Callable[[int], int]  # once anything is held
+        self._first_token = 0
 
     def close(self) -> None:
         """Give up the page."""
+        self._words.release()
+        self._times.release()
         self._memory.close()
         os.close(self.fd)
 
@@ -214,32 +319,94 @@ class Page:
 
     # --- the child's side ---------------------------------------------------------------------
 
-    def hold(self, keys: Sequence[Key]) -> set[Key]:
+    def hold(self, keys: Sequence[Key], jobs: Sequence[Assigned] = ()) -> set[Key]:
         """Write down what is held and not started, in order.
 
         What is claimed at once needs not be written down.
 
+        Args:
+            keys: their names.
+            jobs: they themselves, to be claimed by ``claim_next``; else ``claim`` claims them.
+
         Returns:
             Those of them that the supervisor has taken meanwhile; the others are held.
         """
+        take, free = _tokens()
+        wanted: set[Key] = set()
         with self._lock:
-            depth, reported, start, n = self._counts()
-            entries = list(self._entries(reported, n))
-            ended = entries[: start - reported]
-            taken = {key for key, is_taken in entries[start - reported :] if is_taken}
-            room = MAX_HELD - len(ended)
-            held = [key for key in keys if key not in taken][:room]
-            self._write_entries(0, [*(key for key, _ in ended), *held])
-            self._set_counts(depth, 0, len(ended), len(ended) + len(held))
-        return taken.intersection(keys)
+            self._settle()
+            n, start, reported, depth, bank, _ = _unpack(self._state)
+            taken = {key for key, is_taken in self._entries(bank, start, n) if is_taken}
+            if taken:
+                wanted = taken.intersection(keys)
+                kept = [index for index, key in enumerate(keys) if key not in taken]
+                keys = [keys[index] for index in kept]
+                jobs = [jobs[index] for index in kept] if jobs else ()
+            ended = [key for key, _ in self._entries(bank, reported, start)]
+            first = len(ended)
+            keys = keys[: MAX_HELD - first]
+            jobs = jobs[: MAX_HELD - first]
+            bank = 1 - bank
+            offset = _BANKS + bank * _BANK_NBYTES
+            pack = _ENTRY.pack
+            entries = [pack(*key, 0, free, 0) for key in ended]
+            entries += [pack(handle, boot, server, 0, free, 0) for handle, boot, server in keys]
+            self._write(offset, b"".join(entries))
+            shown = _encode(
+                [(job.attempt, *job.origin, job.function, job.uniq, job.n_items) for job in jobs]
+            )
+            if len(shown) <= _MAX_SHOWN_NBYTES:
+                self._write(offset + _SHOWN_OFFSET, _SHOWN.pack(first, len(shown)) + shown)
+            else:
+                jobs = ()
+            # A limit needs a deadline, and its supervisor to see both at once.
+            self._jobs = [None if job.timeout or job.item_timeout else job for job in jobs]
+            self._first = first
+            if take is None:
+                self._jobs = ()
+            else:
+                self._take_token = take
+                self._first_token = self._token(bank, first)
+            self._store(first + len(keys), first, 0, depth, bank)
+        return wanted
 
     def unhold(self) -> set[Key]:
         """Hold nothing any more, to give it back. Returns what the supervisor has taken already."""
         with self._lock:
-            depth, reported, start, n = self._counts()
-            taken = {key for key, is_taken in self._entries(start, n) if is_taken}
-            self._set_counts(depth, reported, start, start)
+            n, start, reported, depth, bank, by_entry = _unpack(self._state)
+            taken = {key for key, is_taken in self._entries(bank, start, n) if is_taken}
+            self._store(start, start, reported, depth, bank, by_entry)
         return taken
+
+    def claim_next(self, job: Assigned, now: float, *, instead: bool = False) -> bool | None:
+        """Do as ``claim`` for a job that is the next one written down, in a tenth of the time.
+
+        Returns:
+            None: this job has to be claimed by ``claim``. It is not the next one, has a limit, or
+            runs inside of another one, or this system has no tokens.
+        """
+        state = self._state
+        at = (state >> _NEXT & 0xFFFF) - self._first
+        if (
+            at >= len(self._jobs)
+            or self._jobs[at] is not job
+            or not (instead or state & _DEPTH_MASK == 0)
+            or self.is_cancelling
+        ):
+            return None
+        is_taken = self._take_token(self._first_token + at * _ENTRY.size) != 0
+        state += 1 << _NEXT
+        if is_taken:
+            if instead:
+                state -= 1 << _DEPTH
+            state &= ~(1 << _BY_ENTRY)
+        else:
+            if not instead:
+                state += 1 << _DEPTH
+            state |= 1 << _BY_ENTRY
+            self._times[_SINCE] = now
+        self._state = self._words[_STATE] = state
+        return not is_taken
 
     def claim(self, key: Key, job: Assigned, now: float, *, instead: bool = False) -> bool:
         """Claim a job, inside those that are claimed already, or return False: it was taken.
@@ -254,78 +421,110 @@ class Page:
         Raises:
             RecursionError: too many jobs run inside each other.
         """
-        function = job.function.encode()
-        session, ticket = job.origin
-        deadline = now + job.timeout if job.timeout else 0.0
-        n_items = job.n_items
-        fields = (
-            *key,
-            job.attempt,
-            session,
-            ticket,
-            now,
-            deadline,
-            len(function),
-            len(job.uniq),
-            0,
-            n_items,
-            now,
-            0.0,
-        )
         with self._lock:
-            depth, reported, start, n = self._counts()
             if instead:
-                depth -= 1
-                self._end_cancel(depth)
+                self._drop()
+            else:
+                self._settle()
+            self._forget_cancel()
+            n, start, reported, depth, bank, _ = _unpack(self._state)
             if depth == MAX_DEPTH:
                 raise RecursionError(f"more than {MAX_DEPTH} jobs wait inside each other")
             if start == n:  # it was not written down, being the only one
+                self._jobs = ()
                 if reported == start:
                     reported = start = n = 0
                 if n < MAX_HELD:
-                    _ENTRY.pack_into(self._memory, _HELD + n * _ENTRY.size, *key, 0)
+                    _ENTRY.pack_into(self._memory, self._offset(bank, n), *key, 0, 0, 0)
                     start = n = n + 1
             # What was taken lies in front of it; if it is not there, it was one too many to write.
             at = start
             while at < n:
-                held, is_taken = self._entry(at)
-                at += 1
+                held, is_taken = self._entry(bank, at)
                 if held == key:
-                    start = at
-                    if is_taken:
-                        self._set_counts(depth, reported, start, n)
+                    start = at + 1
+                    if not self._take(bank, at):
+                        self._store(n, start, reported, depth, bank)
                         return False
                     break
                 if not is_taken:
                     break
-            offset = _CLAIMS + depth * _CLAIM_NBYTES
-            _CLAIM.pack_into(self._memory, offset, *fields)
-            text = offset + _CLAIM.size
-            end = text + len(function) + len(job.uniq)
-            self._memory[text:end] = function + job.uniq
-            # Last: who reads this page after our death finds a claim whole or not at all.
-            self._set_counts(depth + 1, reported, start, n)
+                at += 1
+            self._write_claim(depth, key, job, now)
+            self._store(n, start, reported, depth + 1, bank)
         return True
 
     def at(self, item: int, n_items: int, now: float, deadline: float = 0.0) -> None:
         """Say that the innermost job is at one of ``n_items`` items from ``item`` on."""
         with self._lock:
-            depth = self._counts()[0]
+            self._settle()
+            depth = _unpack(self._state).depth
             offset = _CLAIMS + (depth - 1) * _CLAIM_NBYTES + _AT_OFFSET
             _AT.pack_into(self._memory, offset, item, n_items, now, deadline)
 
     def release(self) -> None:
         """End the claim of the innermost job."""
-        with self._lock:
-            depth, reported, start, n = self._counts()
-            self._end_cancel(depth - 1)
-            self._set_counts(depth - 1, reported, start, n)
+        self._drop()
+        if self.is_cancelling:
+            with self._lock:
+                self._forget_cancel()
 
     def reported(self) -> None:
         """Say that the servers know of all that ended."""
-        with self._lock:
-            depth, _, start, n = self._counts()
-            self._set_counts(depth, start, start, n)
+        n, start, _, depth, bank, by_entry = _unpack(self._state)
+        self._store(n, start, start, depth, bank, by_entry)
+
+    def _store(
+        self, n: int, start: int, reported: int, depth: int, bank: int, by_entry: int = 0
+    ) -> None:
+        state = n << _N | start << _NEXT | reported << _REPORTED
+        state |= depth << _DEPTH | bank << _BANK | by_entry << _BY_ENTRY
+        self._state = self._words[_STATE] = state
+
+    def _drop(self) -> None:
+        """Let the innermost claim count no more."""
+        n, start, reported, depth, bank, _ = _unpack(self._state)
+        self._store(n, start, reported, depth - 1, bank)
+
+    def _settle(self) -> None:
+        """Write a claim in full that is an entry, and may be that no longer."""
+        n, start, reported, depth, bank, by_entry = _unpack(self._state)
+        if by_entry:
+            job = self._jobs[start - 1 - self._first]
+            assert job is not None, "only what was written down is claimed by its entry"
+            key = self._entry(bank, start - 1)[0]
+            self._write_claim(depth - 1, key, job, self._times[_SINCE])
+            self._store(n, start, reported, depth, bank)
+
+    def _write_claim(self, index: int, key: Key, job: Assigned, now: float) -> None:
+        function = job.function.encode()
+        session, ticket = job.origin
+        offset = _CLAIMS + index * _CLAIM_NBYTES
+        _CLAIM.pack_into(
+            self._memory,
+            offset,
+            *key,
+            job.attempt,
+            session,
+            ticket,
+            now,
+            now + job.timeout if job.timeout else 0.0,
+            len(function),
+            len(job.uniq),
+            0,
+            job.n_items,
+            now,
+            0.0,
+        )
+        self._write(offset + _CLAIM.size, function + job.uniq)
+
+    def _forget_cancel(self) -> None:
+        """Forget a cancel of a job that runs no more. No claim is an entry now."""
+        cancelled = self.cancelled
+        if cancelled is not None:
+            depth = _unpack(self._state).depth
+            if all(self._claim(index).key != cancelled for index in range(depth)):
+                self._write(_CANCEL, _NO_KEY)
 
     # --- the supervisor's side ----------------------------------------------------------------
 
@@ -336,21 +535,24 @@ class Page:
 
     def view_unlocked(self) -> View:
         """Return what the page says, where the child has ended."""
-        depth, reported, start, n = self._counts()
-        claims = tuple(self._claim(index) for index in reversed(range(depth)))
+        state = _unpack(self._words[_STATE])
+        n, start, reported, _, bank, _ = state
+        claims = tuple(self._claims(state))
         running = {claim.key for claim in claims}
-        ended = tuple(key for key, _ in self._entries(reported, start) if key not in running)
-        unclaimed = tuple(key for key, is_taken in self._entries(start, n) if not is_taken)
+        ended = tuple(key for key, _ in self._entries(bank, reported, start) if key not in running)
+        unclaimed = tuple(key for key, is_taken in self._entries(bank, start, n) if not is_taken)
         return View(claims, ended, unclaimed)
 
     def take(self, wanted: Collection[Key] | None = None) -> list[Key]:
         """Take from the child what it has not started: of these, or all. Returns what was taken."""
         taken: list[Key] = []
         with self._lock_nowait:
-            _, _, start, n = self._counts()
-            for index, (key, is_taken) in enumerate(self._entries(start, n), start):
-                if not is_taken and (wanted is None or key in wanted):
-                    _ENTRY.pack_into(self._memory, _HELD + index * _ENTRY.size, *key, 1)
+            n, start, _, _, bank, _ = _unpack(self._words[_STATE])
+            for index, (key, is_taken) in enumerate(self._entries(bank, start, n), start):
+                if is_taken or not (wanted is None or key in wanted):
+                    continue
+                if self._take(bank, index):
+                    _TAKEN.pack_into(self._memory, self._offset(bank, index) + _TAKEN_OFFSET, 1)
                     taken.append(key)
         return taken
 
@@ -365,8 +567,7 @@ class Page:
             Whether it runs it (at that item).
         """
         with self._lock_nowait:
-            for index in range(self._counts()[0]):
-                found = self._claim(index)
+            for found in self._claims(_unpack(self._words[_STATE])):
                 if found.key == key and (claim is None or found == claim):
                     _KEY.pack_into(self._memory, _CANCEL, *key)
                     return True
@@ -381,32 +582,68 @@ class Page:
             return None
         return Key(*_KEY.unpack_from(self._memory, _CANCEL))
 
-    def _end_cancel(self, index: int) -> None:
-        """Forget a cancel of the claim at this index."""
-        cancelled = self._memory[_CANCEL : _CANCEL + _KEY.size]
-        if cancelled != _NO_KEY:
-            offset = _CLAIMS + index * _CLAIM_NBYTES
-            if self._memory[offset : offset + _KEY.size] == cancelled:
-                self._memory[_CANCEL : _CANCEL + _KEY.size] = _NO_KEY
+    @property
+    def is_cancelling(self) -> bool:
+        """Whether any job should stop, or should have before it ended."""
+        return self._words[_CANCEL // 8] != 0 or self._words[_CANCEL // 8 + 1] != 0
 
-    def _counts(self) -> tuple[int, int, int, int]:
-        depth, reported, start, n = _COUNT.unpack_from(self._memory, _COUNTS)
-        return depth, reported, start, n
+    def _write(self, offset: int, packed: bytes) -> None:
+        self._memory[offset : offset + len(packed)] = packed
 
-    def _set_counts(self, depth: int, reported: int, start: int, n: int) -> None:
-        _COUNT.pack_into(self._memory, _COUNTS, depth, reported, start, n)
+    def _offset(self, bank: int, index: int) -> int:
+        return _BANKS + bank * _BANK_NBYTES + index * _ENTRY.size
 
-    def _entries(self, start: int, end: int) -> Iterator[tuple[Key, bool]]:
-        return (self._entry(index) for index in range(start, end))
+    def _entries(self, bank: int, start: int, end: int) -> Iterator[tuple[Key, bool]]:
+        return (self._entry(bank, index) for index in range(start, end))
 
-    def _entry(self, index: int) -> tuple[Key, bool]:
-        handle, boot, server, taken = _ENTRY.unpack_from(self._memory, _HELD + index * _ENTRY.size)
+    def _entry(self, bank: int, index: int) -> tuple[Key, bool]:
+        offset = self._offset(bank, index)
+        handle, boot, server, taken, _, _ = _ENTRY.unpack_from(self._memory, offset)
         return Key(handle, boot, server), taken != 0
 
-    def _write_entries(self, start: int, keys: Iterable[Key]) -> None:
-        packed = b"".join(_ENTRY.pack(*key, 0) for key in keys)
-        offset = _HELD + start * _ENTRY.size
-        self._memory[offset : offset + len(packed)] = packed
+    def _token(self, bank: int, index: int) -> int:
+        """Return the address of an entry's token."""
+        if not self._address:
+            self._address = _address_of(self._memory)
+        return self._address + self._offset(bank, index) + _TOKEN_OFFSET
+
+    def _take(self, bank: int, index: int) -> bool:
+        """Take an entry's token; False if the other side has it. The page is locked."""
+        take = _tokens()[0]
+        if take is None:
+            return not self._entry(bank, index)[1]
+        return take(self._token(bank, index)) == 0
+
+    def _claims(self, state: _State) -> Iterator[Claim]:
+        """Yield what runs, the innermost first."""
+        depth = state.depth
+        if state.by_entry:
+            depth -= 1
+            yield self._claim_of_entry(state.bank, state.next - 1)
+        for index in reversed(range(depth)):
+            yield self._claim(index)
+
+    def _claim_of_entry(self, bank: int, index: int) -> Claim:
+        key, _ = self._entry(bank, index)
+        offset = self._offset(bank, 0) + _SHOWN_OFFSET
+        first, nbytes = _SHOWN.unpack_from(self._memory, offset)
+        offset += _SHOWN.size
+        shown = _decode(_split(self._memory[offset : offset + nbytes])[index - first])
+        origin = Origin(shown.session, shown.ticket)
+        since: float = self._times[_SINCE]
+        return Claim(
+            key,
+            shown.attempt,
+            origin,
+            shown.function,
+            shown.uniq,
+            since,
+            0.0,
+            0,
+            shown.n_items,
+            since,
+            0.0,
+        )
 
     def _claim(self, index: int) -> Claim:
         offset = _CLAIMS + index * _CLAIM_NBYTES
