@@ -194,6 +194,8 @@ def dumps(value: object, what: str = "the value", seen: Seen | None = None) -> B
     Raises:
         ClosureError: it cannot be pickled; the reason is chained.
     """
+    if type(value) in _PLAIN:
+        return pickle.dumps(value, PROTOCOL)
     try:
         return dump(value, seen)
     except MemoryError:

@@ -192,10 +192,12 @@ class JobCall:
         if self._is_raw:
             return (_whole(self._argument),), {}
         if self._function != work.FUNCTION:
-            return work.load_named(self._argument)
-        call = work.load_argument(self._argument)
-        assert isinstance(call, work.Call), "a single job is no chunk"
-        return call
+            call = work.load_named(self._argument)
+        else:
+            argument = work.load_argument(self._argument)
+            assert isinstance(argument, work.Call), "a single job is no chunk"
+            call = argument
+        return call.args, call.kwargs
 
 
 def of_ticket(ticket: Ticket) -> JobCall | None:

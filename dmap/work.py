@@ -22,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from msgspec import Struct
+
 from dmap import pickling
 from dmap.errors import ClosureError
 from jobserver.protocol import Body
@@ -30,7 +32,7 @@ FUNCTION: Final = "dmap"
 """The function that runs closures; every worker can do it unless told otherwise."""
 
 
-class Call(NamedTuple):
+class Call(Struct):
     """One call, of the closure or of a named function."""
 
     args: Sequence[Any]
@@ -87,8 +89,8 @@ def dump_chunk(
 
 def load_argument(body: Body) -> Argument:
     """Read the argument of a job that runs a closure. Raises what unpickling raises."""
-    kind, *fields = pickling.loads(body)
-    return Call(*fields) if kind == "call" else Chunk(*fields)
+    fields = pickling.loads(body)
+    return Call(fields[1], fields[2]) if fields[0] == "call" else Chunk(*fields[1:])
 
 
 def dump_named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Body:

@@ -34,14 +34,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import zmq
 
 from dmap import namespaces, raised, registry, seeds, sources, work
 from dmap.buffers import ChildBlobs
 from dmap.errors import ClosureError
-from dmap.functions import FunctionCache
+from dmap.functions import Function, FunctionCache
 from dmap.link import Connected, Disconnected, Event, Received, ServerLink
 from dmap.page import (
     CANCEL_SIGNAL,
@@ -104,11 +104,8 @@ class _Stop(BaseException):
         self.key = key
 
 
-class _Outcome(NamedTuple):
-    """The result of the first ``n_items`` items."""
-
-    result: Body
-    n_items: int
+_Outcome: TypeAlias = tuple[Body, int]
+"""The result of the first so many items."""
 
 
 class Worker:
@@ -139,13 +136,16 @@ class Worker:
         abilities = registry.abilities(settings.only)
         self._state = WorkerState(hello, len(settings.servers), abilities)
         self._functions = FunctionCache()
+        self._latest_blobs: tuple[bytes, ...] | None = None
+        self._latest: Function  # of those blobs
         # ids of a closure's blobs -> items that take some SLICE seconds
         self._pace: dict[tuple[bytes, ...], int] = {}
         self._blobs = ChildBlobs(settings.blobs_fd)
         self._boot_keys: dict[str, int] = {}  # boot id -> its key in the page
         self._later: list[tuple[int, Event]] = []  # came while a message waited for room
         self._has_ended_claim = False  # the innermost claim is of a job that has ended
-        self._oldest_result = 0.0  # perf_counter() of the first result that was not sent
+        self._oldest_result = 0.0  # monotonic() of the first result that was not sent
+        self._ended_at = 0.0  # monotonic() when the last job ended
         self._interruptible = False
         # Held by the main thread but while user code runs: that may have threads that speak too.
         self._lock = threading.RLock()
@@ -298,11 +298,11 @@ class Worker:
 
     def _report(self) -> None:
         """Send the results that wait, and say on the page that the last of their jobs ended."""
-        if self._has_ended_claim:
-            self._has_ended_claim = False
-            self._page.release()
         self._oldest_result = 0.0
         self._send(self._state.flush())
+        if self._has_ended_claim:  # behind the results, which somebody waits for
+            self._has_ended_claim = False
+            self._page.release()
 
     # --- the page -----------------------------------------------------------------------------
 
@@ -314,7 +314,8 @@ class Worker:
 
     def _hold(self) -> None:
         """Write what is held on the page, and drop what the supervisor has taken of it."""
-        self._withdraw(self._page.hold([self._key(held) for held in self._state.held]))
+        held = self._state.held
+        self._withdraw(self._page.hold(list(map(self._key, held)), [one.job for one in held]))
 
     def _on_held(self, n_before: int) -> None:
         """See to the page after what is held has changed from so many jobs."""
@@ -341,24 +342,33 @@ class Worker:
         """Run the first job that is held, or drop it."""
         state = self._state
         held = state.held[0]
+        job = held.job
         closure: list[bytes | memoryview] | None = None
-        blobs = held.job.blobs if held.job.function == work.FUNCTION else ()
-        if blobs and blobs not in self._functions:
+        if (
+            job.function == work.FUNCTION
+            and job.blobs != self._latest_blobs
+            and job.blobs
+            and job.blobs not in self._functions
+        ):
             closure = self._fetch(held)
             if closure is None:
                 return
         instead, self._has_ended_claim = self._has_ended_claim, False
-        if not self._page.claim(self._key(held), held.job, time.monotonic(), instead=instead):
-            state.withdraw({(held.server, held.job.handle)})
+        now = time.monotonic()
+        claimed = self._page.claim_next(job, now, instead=instead)
+        if claimed is None:
+            claimed = self._page.claim(self._key(held), job, now, instead=instead)
+        if not claimed:
+            state.withdraw({(held.server, job.handle)})
             return
         state.start()
         around = namespaces.current()
-        stop = self._execute(held, closure)
+        stop = self._execute(held, closure, now)
         if state.running:
             namespaces.become(around)
         self._has_ended_claim = True
-        is_old = time.perf_counter() - self._oldest_result > FLUSH_AFTER
-        if not state.held or stop is not None or (self._oldest_result and is_old):
+        is_old = self._oldest_result and self._ended_at - self._oldest_result > FLUSH_AFTER
+        if is_old or not state.held or stop is not None:
             self._report()
         if stop is not None:
             raise stop
@@ -388,7 +398,9 @@ class Worker:
         blobs.forget()
         return bodies
 
-    def _execute(self, held: Held, closure: list[bytes | memoryview] | None) -> _Stop | None:
+    def _execute(
+        self, held: Held, closure: list[bytes | memoryview] | None, started: float
+    ) -> _Stop | None:
         """Run the job that was just started, to whatever end.
 
         Returns:
@@ -398,13 +410,15 @@ class Worker:
         values: list[Any] = []  # of a chunk's items, as far as it came
         outcome: _Outcome | None = None
         error: BaseException | None = None
-        started = time.perf_counter()
+        job = held.job
+        run = self._run_closure if job.function == work.FUNCTION else self._run_named
         self._lock.release()
         try:
             try:
                 self._interruptible = True
-                self._check_stop()
-                outcome = self._run(held, closure, values)
+                if self._page.is_cancelling:
+                    self._check_stop()
+                outcome = run(job, held.argument, closure, values)
             finally:
                 self._interruptible = False
         except _Stop as stop:
@@ -421,13 +435,16 @@ class Worker:
             error = caught
         finally:
             self._lock.acquire()
-        seconds = time.perf_counter() - started
+        self._ended_at = now = time.monotonic()
+        seconds = now - started
         if outcome is None:
             assert error is not None
-            self._report_error(error, values, seconds, self._lines_of(held.job))
-        elif outcome.n_items:
-            state.complete(outcome.result, outcome.n_items, seconds)
-            self._oldest_result = self._oldest_result or time.perf_counter()
+            self._report_error(error, values, seconds, self._lines_of(job))
+            return None
+        result, n_items = outcome
+        if n_items:
+            state.complete(result, n_items, seconds)
+            self._oldest_result = self._oldest_result or now
         else:
             self._send(state.return_running())
         return None
@@ -464,27 +481,28 @@ class Worker:
         loaded = self._functions.get(job.blobs) if job.function == work.FUNCTION else None
         return loaded.sources if loaded is not None else {}
 
-    def _run(
-        self, held: Held, closure: list[bytes | memoryview] | None, values: list[Any]
+    def _run_named(
+        self,
+        job: Assigned,
+        argument: Body,
+        closure: list[bytes | memoryview] | None,
+        values: list[Any],
     ) -> _Outcome:
-        """Run user code; whatever that raises comes out."""
-        job = held.job
-        if job.function == work.FUNCTION:
-            return self._run_closure(job, held.argument, closure, values)
+        """Call a function by its name; whatever user code raises comes out."""
         namespaces.become(None)
         function = registry.find(job.function)
         if function is None:
             raise LookupError(f"{self.name} has no function {job.function!r}")
         if job.encoding == "raw":
-            result = function(b"".join(_parts(held.argument)))
+            result = function(b"".join(_parts(argument)))
             if not isinstance(result, (bytes, bytearray, memoryview)):
                 raise TypeError(
                     f"{job.function!r} was called with raw bytes and must return bytes, "
                     f"not {type(result).__qualname__}"
                 )
-            return _Outcome(bytes(result), 1)
-        args, kwargs = work.load_named(held.argument)
-        return _Outcome(work.dump_result(function(*args, **kwargs)), 1)
+            return bytes(result), 1
+        call = work.load_named(argument)
+        return work.dump_result(function(*call.args, **call.kwargs)), 1
 
     def _run_closure(
         self,
@@ -493,25 +511,34 @@ class Worker:
         closure: list[bytes | memoryview] | None,
         values: list[Any],
     ) -> _Outcome:
-        if not job.blobs:
-            raise LookupError("this job came without its closure")
-        loaded = self._functions.get(job.blobs)
-        if loaded is None:
-            assert closure is not None
-            loaded = self._functions.load(job.blobs, closure)
-            sources.keep(loaded.sources)
+        """Call a closure, once or on items; whatever user code raises comes out."""
+        if job.blobs == self._latest_blobs:
+            loaded = self._latest
+        else:
+            loaded = self._load(job.blobs, closure)
         # Also while the argument is loaded and the results, or an exception, are pickled.
         namespaces.become(loaded.namespace)
         function = loaded.call
-        match work.load_argument(argument):
-            case work.Call(args, kwargs):
-                return _Outcome(work.dump_result(function(*args, **kwargs)), 1)
-            case work.Chunk(seeding=None) as chunk:
-                self._run_chunk(job, function, chunk, values)
-            case work.Chunk(seeding=(seed, first)) as chunk:
-                with seeds.seeded(function, seed, first) as function:
-                    self._run_chunk(job, function, chunk, values)
-        return _Outcome(work.dump_results(values) if values else b"", len(values))
+        work_for_it = work.load_argument(argument)
+        if isinstance(work_for_it, work.Call):
+            return work.dump_result(function(*work_for_it.args, **work_for_it.kwargs)), 1
+        if work_for_it.seeding is None:
+            self._run_chunk(job, function, work_for_it, values)
+        else:
+            with seeds.seeded(function, *work_for_it.seeding) as function:
+                self._run_chunk(job, function, work_for_it, values)
+        return work.dump_results(values) if values else b"", len(values)
+
+    def _load(self, blobs: tuple[bytes, ...], closure: list[bytes | memoryview] | None) -> Function:
+        if not blobs:
+            raise LookupError("this job came without its closure")
+        loaded = self._functions.get(blobs)
+        if loaded is None:
+            assert closure is not None
+            loaded = self._functions.load(blobs, closure)
+            sources.keep(loaded.sources)
+        self._latest_blobs, self._latest = blobs, loaded
+        return loaded
 
     def _run_chunk(
         self,

@@ -28,6 +28,7 @@ from collections.abc import Collection, Iterable, Sequence
 from enum import Enum, auto
 from typing import Final, NamedTuple, TypeAlias
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from jobserver.protocol import (
@@ -85,8 +86,8 @@ class Send(NamedTuple):
     bodies: tuple[Body, ...] = ()
 
 
-class Held(NamedTuple):
-    """A job that a server gave to this worker."""
+class Held(Struct, eq=False, gc=False):
+    """A job that a server gave to this worker. Not to be changed."""
 
     server: int
     boot: str
@@ -105,9 +106,10 @@ class Phase(Enum):
     WOKEN = auto()
 
 
-class _Ended(NamedTuple):
+class _Ended(Struct, eq=False, gc=False):
     held: Held
     result: Body
+    nbytes: int
     n_items: int
     seconds: float
 
@@ -359,7 +361,8 @@ class WorkerState:
             around = self.running[-1].job
             known = dict.fromkeys((*around.ancestors, around.origin, *job.ancestors))
             job.ancestors = tuple(known)
-        job.ancestors = job.ancestors[-MAX_ANCESTORS:]
+        if len(job.ancestors) > MAX_ANCESTORS:
+            job.ancestors = job.ancestors[-MAX_ANCESTORS:]
         self.running.append(held)
         return held
 
@@ -368,27 +371,29 @@ class WorkerState:
 
         It goes with the next ``flush``.
         """
-        self._ended.append(_Ended(self.running.pop(), result, n_items, seconds))
+        nbytes = len(result) if type(result) is bytes else nbytes_of(result)
+        self._ended.append(_Ended(self.running.pop(), result, nbytes, n_items, seconds))
 
     def flush(self) -> list[Send]:
         """Say the results that wait: of one function's jobs in a row together."""
         sends: list[Send] = []
         batch: list[_Ended] = []
+        kind = None
         room = 0
         for ended in self._ended:
-            nbytes = nbytes_of(ended.result)
             if batch and (
-                nbytes > room or len(batch) == MAX_LIST or _kind(ended) != _kind(batch[0])
+                ended.nbytes > room or len(batch) == MAX_LIST or _kind(ended.held) != kind
             ):
                 sends += self._report_batch(batch)
                 batch = []
             if not batch:
+                kind = _kind(ended.held)
                 room = BODY_NBYTES
             batch.append(ended)
-            room -= nbytes
+            room -= ended.nbytes
         if batch:
             sends += self._report_batch(batch)
-        self._ended.clear()
+            self._ended.clear()
         return sends
 
     def raised(
@@ -484,17 +489,13 @@ class WorkerState:
         return [Send(server, GiveBack(some)) for server, some in handles.items()]
 
     def _report_batch(self, batch: list[_Ended]) -> list[Send]:
+        jobs = tuple([ended.held.job for ended in batch])
         done = [
-            WorkDone(
-                ended.held.job.handle,
-                nbytes_of(ended.result),
-                ended.n_items if ended.n_items < ended.held.job.n_items else 0,
-            )
-            for ended in batch
+            WorkDone(job.handle, ended.nbytes, ended.n_items if ended.n_items < job.n_items else 0)
+            for job, ended in zip(jobs, batch, strict=True)
         ]
-        report = WorkComplete(0, done, sum(ended.seconds for ended in batch))
+        report = WorkComplete(0, done, sum([ended.seconds for ended in batch]))
         body = join([ended.result for ended in batch])
-        jobs = tuple(ended.held.job for ended in batch)
         held = batch[0].held
         return self._report(held.server, held.boot, report, (body,), jobs)
 
@@ -547,9 +548,9 @@ class WorkerState:
         assert nbytes == self._unaccepted_nbytes, "what is not accepted is counted"
 
 
-def _kind(ended: _Ended) -> tuple[int, str, str]:
+def _kind(held: Held) -> tuple[int, str, str]:
     """Results of one kind go together: seconds are those of one function."""
-    return ended.held.server, ended.held.boot, ended.held.job.function
+    return held.server, held.boot, held.job.function
 
 
 def _addressed(report: _Unaccepted, boot: str) -> Report:

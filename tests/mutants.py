@@ -639,7 +639,7 @@ EDITS: dict[str, list[Edit]] = {
             "sends: list[Send] = []\n        held = self.running.pop()\n"
             "        report = WorkException",
         ),
-        Edit("results of two functions go together", "or _kind(ended) != _kind(batch[0])", ""),
+        Edit("results of two functions go together", "or _kind(ended.held) != kind", ""),
         Edit(
             "it works on while nothing is accepted",
             "or self._unaccepted_nbytes > MAX_UNACCEPTED_NBYTES:\n            return []",
