@@ -45,7 +45,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -95,6 +95,7 @@ _DEPTH: Final = 48
 _BANK: Final = 56
 _BY_ENTRY: Final = 57
 _DEPTH_MASK: Final = 0xFF << _DEPTH
+_ONE_BY_ENTRY: Final = 1 << _DEPTH | 1 << _BY_ENTRY
 
 
 class Key(NamedTuple):
@@ -132,19 +133,13 @@ class View(NamedTuple):
     unclaimed: tuple[Key, ...]  # not started and not taken
 
 
-class _State(NamedTuple):
-    """How much of a page counts."""
-
-    n: int
-    next: int
-    reported: int
-    depth: int
-    bank: int
-    by_entry: int  # the innermost claim is the entry in front of ``next``, not one in full
+_State: TypeAlias = tuple[int, int, int, int, int, int]
+"""n, next, reported, depth, bank, by_entry: is the innermost claim the entry in front of ``next``,
+instead of one in full?"""
 
 
 def _unpack(state: int) -> _State:
-    return _State(
+    return (
         state & 0xFFFF,
         state >> _NEXT & 0xFFFF,
         state >> _REPORTED & 0xFFFF,
@@ -458,7 +453,7 @@ class Page:
         """Say that the innermost job is at one of ``n_items`` items from ``item`` on."""
         with self._lock:
             self._settle()
-            depth = _unpack(self._state).depth
+            depth = self._state >> _DEPTH & 0xFF
             offset = _CLAIMS + (depth - 1) * _CLAIM_NBYTES + _AT_OFFSET
             _AT.pack_into(self._memory, offset, item, n_items, now, deadline)
 
@@ -483,13 +478,13 @@ class Page:
 
     def _drop(self) -> None:
         """Let the innermost claim count no more."""
-        n, start, reported, depth, bank, _ = _unpack(self._state)
-        self._store(n, start, reported, depth - 1, bank)
+        state = (self._state - (1 << _DEPTH)) & ~(1 << _BY_ENTRY)
+        self._state = self._words[_STATE] = state
 
     def _settle(self) -> None:
         """Write a claim in full that is an entry, and may be that no longer."""
-        n, start, reported, depth, bank, by_entry = _unpack(self._state)
-        if by_entry:
+        if self._state >> _BY_ENTRY:
+            n, start, reported, depth, bank, _ = _unpack(self._state)
             job = self._jobs[start - 1 - self._first]
             assert job is not None, "only what was written down is claimed by its entry"
             key = self._entry(bank, start - 1)[0]
@@ -522,7 +517,7 @@ class Page:
         """Forget a cancel of a job that runs no more. No claim is an entry now."""
         cancelled = self.cancelled
         if cancelled is not None:
-            depth = _unpack(self._state).depth
+            depth = self._state >> _DEPTH & 0xFF
             if all(self._claim(index).key != cancelled for index in range(depth)):
                 self._write(_CANCEL, _NO_KEY)
 
@@ -555,6 +550,14 @@ class Page:
                     _TAKEN.pack_into(self._memory, self._offset(bank, index) + _TAKEN_OFFSET, 1)
                     taken.append(key)
         return taken
+
+    def is_brief(self, since: float) -> bool:
+        """Tell whether one job runs, since that time or later, and without a limit.
+
+        Needs no lock, and may be false where that is so. Jobs by the thousand are no work then.
+        """
+        is_one = self._words[_STATE] & (_DEPTH_MASK | 1 << _BY_ENTRY) == _ONE_BY_ENTRY
+        return is_one and self._times[_SINCE] >= since
 
     def cancel(self, key: Key, claim: Claim | None = None) -> bool:
         """Ask the child to stop a job, if it runs it now; a signal must follow.
@@ -616,10 +619,10 @@ class Page:
 
     def _claims(self, state: _State) -> Iterator[Claim]:
         """Yield what runs, the innermost first."""
-        depth = state.depth
-        if state.by_entry:
+        _, start, _, depth, bank, by_entry = state
+        if by_entry:
             depth -= 1
-            yield self._claim_of_entry(state.bank, state.next - 1)
+            yield self._claim_of_entry(bank, start - 1)
         for index in reversed(range(depth)):
             yield self._claim(index)
 

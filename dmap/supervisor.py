@@ -456,9 +456,11 @@ class Supervisor:
 
     def _look_at_page(self, child: _Child, now: float) -> bool:
         """See to one child; tell whether there is something to watch."""
-        view = child.page.view()
         if child.page.ready:
             self._on_ready()
+        if not (child.stopping or child.pending) and child.page.is_brief(now - BUSY):
+            return True
+        view = child.page.view()
         running = {claim.key for claim in view.claims}
         for stopping in list(child.stopping):
             if stopping.key not in running:

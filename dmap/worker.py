@@ -132,6 +132,7 @@ class Worker:
             pid=os.getpid(),
             child=settings.child,
             labels=with_cloudpickle(settings.labels),
+            together=True,
         )
         abilities = registry.abilities(settings.only)
         self._state = WorkerState(hello, len(settings.servers), abilities)
@@ -153,6 +154,7 @@ class Worker:
         self._context: zmq.Context[Socket[bytes]] = zmq.Context()
         self._links = [ServerLink(self._context, server) for server in settings.servers]
         self._poller = zmq.Poller()
+        self._has_registered = False  # the links, as they are registered when nothing waits to go
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._waker, False)
@@ -179,14 +181,14 @@ class Worker:
                 if state.held:
                     self._run_next()
                     continue
-                self._report()
-                self._send(state.seek(now))
+                self._report(())
                 if state.draining and (state.drained or now > leave_at):
                     break
-                if os.getppid() != self._settings.parent:
-                    os._exit(1)
                 deadline = min(state.next_deadline() or math.inf, now + 1.0, leave_at)
-                self._drive(deadline - now)
+                # What comes goes together. Only one message a turn: that there is no other one
+                # would cost as much to find out as the turn.
+                if not self._drive(deadline - now, 1) and os.getppid() != self._settings.parent:
+                    os._exit(1)
             self._leave()
         registry.set_host(None)
         if "dmap.factories" in sys.modules:
@@ -239,37 +241,45 @@ class Worker:
 
     # --- links --------------------------------------------------------------------------------
 
-    def _drive(self, timeout: float) -> None:
-        """Wait at most so many seconds until something happens, and take in all that did."""
+    def _drive(self, timeout: float, max_messages: int = 500) -> bool:
+        """Wait at most so many seconds until something happens, and take in what did.
+
+        Args:
+            timeout: Seconds to wait.
+            max_messages: How many to take in of each server; the next call takes the others.
+
+        Returns:
+            Whether anything happened.
+        """
         later, self._later = self._later, []
         for server, event in later:
             self._on_event(server, event)
-        if later or any(link.has_events for link in self._links):
-            timeout = 0
+        waiting = False
         for link in self._links:
-            link.register(self._poller)
-        ready = {source for source, _ in self._poller.poll(max(0, math.ceil(timeout * 1000)))}
+            if later or link.has_events:
+                timeout = 0
+            if not link.idle:
+                waiting = True
+        if waiting or not self._has_registered:
+            for link in self._links:
+                link.register(self._poller)
+            self._has_registered = not waiting
+        ready = dict(self._poller.poll(max(0, math.ceil(timeout * 1000))))
         if self._wake in ready:
             os.read(self._wake, 1024)
         if self._blobs.fd in ready and not self._blobs.receive():
             os._exit(1)  # the supervisor has ended
         for server, link in enumerate(self._links):
             if link.has_events or link.socket in ready or link.monitor in ready:
-                for event in link.receive():
+                for event in link.receive(max_messages):
                     self._on_event(server, event)
+        return bool(later or ready)
 
     def _on_event(self, server: int, event: Event) -> None:
         now = time.monotonic()
         state = self._state
         match event:
-            case Connected():
-                self._hold()  # so that what the supervisor has given back is not said to be here
-                self._send(state.on_connected(server))
-            case Disconnected():
-                self._send(state.on_disconnected(server, now))
             case Received(message, bodies):
-                if isinstance(message, Error) and message.code != "hello_first":
-                    logger.warning("%s: %s", self._links[server].endpoint, message.text)
                 n_held = len(state.held)
                 try:
                     sends = state.on_message(server, message, bodies, now)
@@ -278,28 +288,51 @@ class Worker:
                     return
                 if len(state.held) != n_held:
                     self._on_held(n_held)
-                elif isinstance(message, WorkAccepted) and state.all_accepted:
-                    self._page.reported()
-                self._send(sends)
+                elif type(message) is WorkAccepted:
+                    if state.all_accepted:
+                        self._page.reported()
+                elif type(message) is Error and message.code != "hello_first":
+                    logger.warning("%s: %s", self._links[server].endpoint, message.text)
+                if sends:
+                    self._send(sends)
+            case Connected():
+                self._hold()  # so that what the supervisor has given back is not said to be here
+                self._send(state.on_connected(server))
+            case Disconnected():
+                self._send(state.on_disconnected(server, now))
             case Returned(message, text):
                 kind = type(message).__name__
                 logger.warning("%s declined %s: %s", self._links[server].endpoint, kind, text)
                 self._send(state.on_declined(server, message, text, now))
 
-    def _send(self, sends: Sequence[Send]) -> None:
+    def _send(self, sends: Sequence[Send], together: bool = False) -> None:
+        """Hand over what is to be said; ``together``, in as few messages as may be."""
+        more = together and len(sends) > 1
         for server, message, bodies in sends:
             link = self._links[server]
             # A full outbox empties, or its connection breaks, which the state learns in its turn.
-            while not link.send(message, bodies) and link.connected and not link.has_events:
+            while (
+                not link.send(message, bodies, more=more) and link.connected and not link.has_events
+            ):
                 poller = zmq.Poller()
                 link.register(poller)
                 poller.poll(100)
                 self._later += [(server, event) for event in link.receive()]
+        if more:
+            for link in self._links:
+                link.flush()
 
-    def _report(self) -> None:
-        """Send the results that wait, and say on the page that the last of their jobs ended."""
+    def _report(self, lanes: Sequence[LaneId] | None = None) -> None:
+        """Send the results that wait, and say on the page that the last of their jobs ended.
+
+        If ``lanes`` are given, ask for a job of them (of any if there are none), in one message
+        with the results where it can be.
+        """
         self._oldest_result = 0.0
-        self._send(self._state.flush())
+        sends = self._state.flush()
+        if lanes is not None:
+            sends += self._state.seek(time.monotonic(), lanes)
+        self._send(sends, together=True)
         if self._has_ended_claim:  # behind the results, which somebody waits for
             self._has_ended_claim = False
             self._page.release()
@@ -323,8 +356,9 @@ class Worker:
         # A single job is claimed at once: nobody could take it.
         if n_before or len(held) > 1:
             self._hold()
-        has_limits = any(one.job.timeout or one.job.item_timeout for one in held)
-        if (len(held) > 1 or has_limits) and not self._page.watched:
+        if self._page.watched:
+            return
+        if len(held) > 1 or any(one.job.timeout or one.job.item_timeout for one in held):
             self._notify()
 
     def _notify(self) -> None:
@@ -368,8 +402,8 @@ class Worker:
             namespaces.become(around)
         self._has_ended_claim = True
         is_old = self._oldest_result and self._ended_at - self._oldest_result > FLUSH_AFTER
-        if is_old or not state.held or stop is not None:
-            self._report()
+        if stop is not None or (is_old and state.held):
+            self._report()  # the last results go with the grab that follows
         if stop is not None:
             raise stop
 
@@ -670,9 +704,7 @@ class Worker:
                 self._run_next()
                 pause = FIRST_PAUSE
                 continue
-            self._report()
-            if lanes:
-                self._send(state.seek(time.monotonic(), lanes))
+            self._report(lanes or None)
             if state.is_asking(time.monotonic()):
                 self._drive(NESTED_PAUSE)
             else:

@@ -201,6 +201,10 @@ class WorkerState:
                 return self._on_job_assign(server, message, bodies)
             case WorkAccepted():
                 for first, n in message.seqs:
+                    if n == 1:
+                        if first in there.unaccepted:
+                            self._accepted(there, first)
+                        continue
                     for seq in [seq for seq in there.unaccepted if first <= seq < first + n]:
                         self._accepted(there, seq)
             case NoJob():
@@ -342,10 +346,10 @@ class WorkerState:
         """Tell whether a server has yet to answer a grab, and is not overdue."""
         # A grab that stands is not overdue; with one server there is also nobody held up.
         patience = OVERDUE if len(self._servers) > 1 or self.running else float("inf")
-        return any(
-            there.phase is Phase.ASKED and now < there.asked_at + patience
-            for there in self._servers
-        )
+        for there in self._servers:
+            if there.phase is Phase.ASKED and now < there.asked_at + patience:
+                return True
+        return False
 
     # --- what the worker does -----------------------------------------------------------------
 
