@@ -156,7 +156,7 @@ def open_sealed(fd: int, nbytes: int) -> memoryview:
             )
         # Not mmap.mmap, which keeps a descriptor for each. Not MAP_SHARED: kernels before 6.7
         # refuse that of memory sealed against writing. Unwritten private pages are shared as well.
-        address = _libc().mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0)
+        address = libc().mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0)
         if address == ctypes.c_void_p(-1).value:
             number = ctypes.get_errno()
             raise OSError(number, f"cannot map {nbytes} bytes: {os.strerror(number)}")
@@ -164,22 +164,23 @@ def open_sealed(fd: int, nbytes: int) -> memoryview:
         os.close(fd)
     array = (ctypes.c_ubyte * nbytes).from_address(address)
     # At exit somebody may still read it.
-    weakref.finalize(array, _libc().munmap, address, nbytes).atexit = False
+    weakref.finalize(array, libc().munmap, address, nbytes).atexit = False
     return memoryview(array).cast("B").toreadonly()
 
 
 @functools.cache
-def _libc() -> Any:
+def libc() -> Any:
+    """Return the C library, with the two functions that map and unmap memory."""
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = (
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = (
         *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
         ctypes.c_long,  # off_t, where there are no options for large files
     )
-    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    return libc
+    library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return library
 
 
 # --- what the two ends say --------------------------------------------------------------------

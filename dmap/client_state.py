@@ -97,6 +97,10 @@ MAX_TAKEN: Final = 512
 """So many results are acknowledged at once."""
 RUN: Final = 64
 """So many tickets in a row go to the same server: they share a message."""
+FIRST_UNSHARED: Final = 30.0
+LAST_UNSHARED: Final = 3600.0
+"""Seconds for which no memory is shared by way of a server, after some could not be opened; doubled
+from the first to the last."""
 MAX_BLOBS: Final = 4096
 """Beyond so many, what blobs a server has is forgotten; they are put again when next named."""
 
@@ -303,6 +307,27 @@ class ClientState:
             case _:
                 complaint = f"it declined {type(message).__name__}: {text}"
                 self._events.append(Complaint(server.address, complaint))
+        return self._take_events()
+
+    def on_unopened(self, index: int, message: wire.JobComplete, now: float) -> list[Event]:
+        """Note that a result came which lies in memory that cannot be opened any more.
+
+        The job is run again, and its result comes whole.
+        """
+        server = self.servers[index]
+        server.heard_at = now
+        self._unshare(server, now)
+        for job in message.jobs:
+            server.taken.append(job.ticket)
+            server.cancelling.discard(job.ticket)
+            ticket = self.tickets.get(job.ticket)
+            if ticket is None:
+                continue
+            if isinstance(ticket, Attached):
+                self._fail_attached(ticket, "its result lies in memory that cannot be opened here")
+            elif ticket.server is server and ticket.stage != WAITING:
+                ticket.resubmit = True
+                self._requeue(server, [ticket])
         return self._take_events()
 
     def on_tick(self, now: float) -> list[Event]:
@@ -565,6 +590,7 @@ class ClientState:
 
     def _fill(self, server: Server, now: float) -> None:
         """Submit what waits for a server, as far as its credit goes."""
+        server.shared = self.hello.machine != "" and now >= server.unshared_until
         for terms in list(server.queues):
             queue = server.queues[terms]
             while queue and queue[0].stage == ENDED:
@@ -616,7 +642,12 @@ class ClientState:
             arguments.append(ticket.argument)
         server.n_out, server.nbytes_out = n_out, nbytes_out
         if specs:
-            message = terms.submit(specs, resubmit=resubmit)
+            shared = server.shared and terms.shared
+            # A large one is alone in its message; whether it can be referred to, its driver knows.
+            is_near = nbytes > wire.BODY_NBYTES and server.machine == self.hello.machine
+            message = terms.submit(
+                specs, resubmit=resubmit, shared=shared, referred=shared and is_near
+            )
             server.out.append((message, (wire.join(arguments),) if nbytes else ()))
         return within
 
@@ -713,6 +744,8 @@ class ClientState:
             events.append(
                 Completed(ticket.owner, ticket, part, n_items, cost * n_items, host, n_workers)
             )
+        if jobs and jobs[0].shared:
+            server.take_at = now  # its worker waits for the memory
 
     def _on_failure(
         self,
@@ -813,10 +846,19 @@ class ClientState:
                     ticket.server = None
                 self._homeless.extendleft(reversed(refused))
                 server.draining = True
+            case "shared":
+                self._unshare(server, now)
+                self._requeue(server, refused)
             case "too_large":
                 self._refuse(refused, server, "too_large", message.text)
             case _:
                 assert_never(code)
+
+    def _unshare(self, server: Server, now: float) -> None:
+        """Share no memory by way of this server for a while."""
+        if now >= server.unshared_until:
+            server.unshared = min(2 * server.unshared or FIRST_UNSHARED, LAST_UNSHARED)
+        server.unshared_until = now + server.unshared
 
     def _refuse(
         self, tickets: list[Ticket], server: Server | None, trouble: TROUBLE, text: str
@@ -941,6 +983,7 @@ class ClientState:
         if server.boot != message.boot:
             server.draining = False
         server.name, server.boot = message.name, message.boot
+        server.machine = message.machine
         server.interval = message.interval or server.interval
         server.max_jobs, server.max_nbytes = message.jobs, message.nbytes
         server.pause = 0.0

@@ -43,14 +43,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import zmq
 
-from dmap import registry
+from dmap import registry, shared
 from dmap.client_state import ClientState
 from dmap.errors import DmapError
 from dmap.link import Connected, Disconnected, Received, ServerLink
-from dmap.tickets import Answered, Complaint, Event, Needs, NoWorkers, Question, Ticket
+from dmap.tickets import Answered, Complaint, Event, Needs, NoWorkers, Question, Send, Ticket
 from dmap.versions import split_labels
 from dmap.warn import warn
 from jobserver import protocol as wire
+from jobserver.machine import machine_id
 from jobserver.pieces import Returned
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Connection:
             os.path.basename(sys.argv[0] if sys.argv else "")[:200],
             socket.gethostname()[:256],
             self._pid,
+            machine=machine_id(),
         )
         self._state = ClientState(self.session, self.servers, time.monotonic(), hello)
         self._context: zmq.Context[Socket[bytes]] = zmq.Context()
@@ -397,6 +399,8 @@ class Connection:
 
     def _flush(self, now: float) -> None:
         for send in self._state.flush(now):
+            if type(send.message) is wire.SubmitJobs and send.message.referred:
+                send = _refer(send)
             backlog = self._backlog[send.server]
             link = self._links[send.server]
             if not backlog and link.send(send.message, send.bodies):
@@ -430,6 +434,15 @@ class Connection:
                 if type(message) not in _FROM_SERVER:
                     logger.warning("%s said %s", self.servers[index], type(message).__name__)
                     return
+                if type(message) is wire.JobComplete and message.jobs and message.jobs[0].shared:
+                    try:
+                        opened = shared.open_reference(bodies[0] if bodies else b"")
+                    except shared.CannotOpen as error:
+                        logger.info("a result is made again, since %s", error)
+                        self._events.extend(state.on_unopened(index, message, now))
+                        return
+                    message.jobs[0].nbytes = wire.nbytes_of(opened)
+                    bodies = (opened,)
                 try:
                     found = state.on_message(index, message, bodies, now)  # type: ignore[arg-type]
                 except wire.Malformed as error:
@@ -556,6 +569,18 @@ class Connection:
         self._take_inbox(time.monotonic())
         self._events.extend(self._state.end_all(trouble, text))
         self._tell()
+
+
+def _refer(send: Send) -> Send:
+    """Have a submit refer to its argument if that lies in shared memory."""
+    message = send.message
+    assert isinstance(message, wire.SubmitJobs)
+    reference = shared.refer(send.bodies[0])
+    if reference is None:
+        message.referred = False
+        return send
+    message.jobs[0].nbytes = len(reference)
+    return send._replace(bodies=(reference,))
 
 
 class _Answer:

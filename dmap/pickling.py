@@ -167,6 +167,44 @@ def dump(value: object, seen: Seen | None = None) -> Body:
     return file.body()
 
 
+def split_off(
+    body: tuple[Buffer, ...], is_wanted: Callable[[Buffer], bool], most: int
+) -> tuple[Body, list[memoryview]]:
+    """Make buffers of a body external.
+
+    Args:
+        body: What `dump` returned, or a copy of each of its parts.
+        is_wanted: Tells of a part whether it is to be external.
+        most: So many of them at most.
+
+    Returns:
+        The body without them, and they themselves.
+    """
+    if body[0][0] != WITH_BUFFERS:
+        return body, []
+    head, *parts = body
+    split = _Parts(0)
+    lengths = _lengths(memoryview(head))
+    end = _HEADER.unpack_from(head)[2]
+    remaining = iter(parts)
+    n_pickled = 0
+    while n_pickled < end:
+        split.write(part := next(remaining))
+        n_pickled += len(part)
+    end += len(head)
+    for nbytes in lengths:
+        if end % ALIGNMENT:
+            next(remaining)
+        part = next(remaining)
+        end += -end % ALIGNMENT + nbytes
+        if len(split.external) < most and is_wanted(part):
+            split.external.add(len(split.buffers))
+        split.buffers.append(memoryview(part))
+    if not split.external:
+        return body, []
+    return split.body(), [split.buffers[n] for n in sorted(split.external)]
+
+
 def dump_function(value: object, seen: Seen, max_external: int = 0) -> tuple[Body, list[Buffer]]:
     """Pickle a function, with every array out of band: `loads` can make all of them read-only.
 

@@ -60,6 +60,7 @@ class Terms:
         by_uniq: A job goes to the server that its uniq chooses, so that equal ones meet.
         once: A job runs at most once: it fails when its server is lost.
         patience: Seconds that a job waits while there is no server at all.
+        shared: Whether large arguments and results may lie in memory of one of the two ends.
         n_workers: How many can take such a job, as last heard; None before that.
         n_live: Tickets of these terms that have not ended.
         absence: Who there is instead, while nobody was found that can take such a job.
@@ -92,6 +93,7 @@ class Terms:
         "python",
         "retry_at",
         "say_at",
+        "shared",
         "shipped",
         "stuck",
         "timeout",
@@ -135,6 +137,8 @@ class Terms:
         self.by_uniq = by_uniq
         self.once = once
         self.patience = patience
+        # In memory that ends with its process: no job that may run only once, or for others.
+        self.shared = not (background or merge or once)
         self.n_workers: int | None = None
         self.no_room_since = 0.0  # since when a server has no room for the blobs; 0: it has
         self.retry_at = 0.0  # when to try again; 0: at once
@@ -152,7 +156,9 @@ class Terms:
         """Return what a worker must have for such a job."""
         return self.function, self.python, self.labels
 
-    def submit(self, jobs: list[JobSpec], *, resubmit: bool) -> SubmitJobs:
+    def submit(
+        self, jobs: list[JobSpec], *, resubmit: bool, shared: bool = False, referred: bool = False
+    ) -> SubmitJobs:
         """Make the message that submits these jobs."""
         return SubmitJobs(
             self.function,
@@ -171,6 +177,8 @@ class Terms:
             tuple([blob.id for blob in self.blobs]),
             resubmit,
             self.ancestors,
+            shared,
+            referred,
         )
 
 
@@ -384,6 +392,7 @@ class Server:
         "interval",
         "lanes",
         "linked",
+        "machine",
         "max_jobs",
         "max_nbytes",
         "n_out",
@@ -395,16 +404,19 @@ class Server:
         "putting",
         "queues",
         "refusal",
+        "shared",
         "since",
         "status",
         "take_at",
         "taken",
+        "unshared",
+        "unshared_until",
     )
 
     def __init__(self, index: int, address: str, now: float) -> None:
         self.index = index
         self.address = address
-        self.name = self.boot = ""
+        self.name = self.boot = self.machine = ""
         self.status: Status = "fresh"
         self.since = now  # when the status last changed
         self.linked = False  # a Hello can be said, or was
@@ -427,6 +439,9 @@ class Server:
         self.blobs: set[bytes] = set()  # ids of those that it has
         self.putting: set[bytes] = set()  # ids of those on their way
         self.lanes: set[int] = set()  # those that it was told of
+        self.shared = False  # whether jobs that are submitted now may share memory
+        self.unshared = 0.0  # seconds; not 0 after memory could not be opened
+        self.unshared_until = 0.0  # when to share memory again
 
     @property
     def where(self) -> str:

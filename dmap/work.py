@@ -24,8 +24,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from dmap import pickling
+from dmap import pickling, shared
 from dmap.errors import ClosureError
+from dmap.references import Opened
 from jobserver.protocol import Body
 
 FUNCTION: Final = "dmap"
@@ -84,12 +85,13 @@ def dump_chunk(
         ClosureError: an item cannot be pickled; its ``index`` says which.
     """
     seeding = None if seed is None else (seed, start)
-    return _own(pickling.dumps_items(items, start, head=("map", star, overrun, seeding), seen=seen))
+    head = ("map", star, overrun, seeding)
+    return shared.own(pickling.dumps_items(items, start, head=head, seen=seen))
 
 
 def load_argument(body: Body) -> Argument:
     """Read the argument of a job that runs a closure. Raises what unpickling raises."""
-    fields = pickling.loads(body)
+    fields = _loads(body)
     return Call(fields[1], fields[2]) if fields[0] == "call" else Chunk(*fields[1:])
 
 
@@ -109,7 +111,7 @@ def _dump_arguments(
     seen: pickling.Seen | None = None,
 ) -> Body:
     try:
-        return _own(pickling.dumps(value, "the arguments", seen))
+        return shared.own(pickling.dumps(value, "the arguments", seen))
     except ClosureError:
         # Which of them is it?
         for n, each in enumerate(args):
@@ -121,7 +123,7 @@ def _dump_arguments(
 
 def load_named(body: Body) -> Call:
     """Read the pickled argument of a named function. Raises what unpickling raises."""
-    return Call(*pickling.loads(body))
+    return Call(*_loads(body))
 
 
 def dump_result(value: Any) -> Body:
@@ -130,7 +132,7 @@ def dump_result(value: Any) -> Body:
     Raises:
         ClosureError: it cannot be pickled.
     """
-    return _own(pickling.dumps(value, "the result"))
+    return shared.own(pickling.dumps(value, "the result"))
 
 
 def dump_results(values: Sequence[Any]) -> Body:
@@ -139,15 +141,15 @@ def dump_results(values: Sequence[Any]) -> Body:
     Raises:
         ClosureError: one cannot be pickled; its ``index`` says which, within the chunk.
     """
-    return _own(pickling.dumps_items(values, what="the result of item"))
+    return shared.own(pickling.dumps_items(values, what="the result of item"))
 
 
 def load_result(body: Body) -> Any:
     """Read what ``dump_result`` or ``dump_results`` wrote. Raises what unpickling raises."""
+    return _loads(body)
+
+
+def _loads(body: Body) -> Any:
+    if type(body) is Opened:
+        return pickling.loads(body[0], external=body[1:])
     return pickling.loads(body)
-
-
-def _own(body: Body) -> Body:
-    if isinstance(body, bytes):
-        return body
-    return tuple(part if type(part) is bytes else bytes(part) for part in body)

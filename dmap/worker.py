@@ -37,8 +37,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import zmq
+from msgspec.structs import replace
 
-from dmap import namespaces, raised, registry, seeds, sources, work
+from dmap import namespaces, raised, registry, seeds, shared, sources, work
 from dmap.buffers import ChildBlobs
 from dmap.errors import ClosureError
 from dmap.functions import Function, FunctionCache
@@ -54,8 +55,10 @@ from dmap.page import (
     python_version,
     read_settings,
 )
+from dmap.references import Opened
 from dmap.versions import with_cloudpickle
 from dmap.worker_state import Held, Send, WorkerState
+from jobserver.machine import machine_id
 from jobserver.pieces import Returned
 from jobserver.protocol import (
     MAJOR,
@@ -132,6 +135,7 @@ class Worker:
             pid=os.getpid(),
             child=settings.child,
             labels=with_cloudpickle(settings.labels),
+            machine=machine_id(),
             together=True,
         )
         abilities = registry.abilities(settings.only)
@@ -181,6 +185,8 @@ class Worker:
                 if state.held:
                     self._run_next()
                     continue
+                if state.n_lent:
+                    state.forget_lent(now)
                 self._report(())
                 if state.draining and (state.drained or now > leave_at):
                     break
@@ -376,6 +382,10 @@ class Worker:
         """Run the first job that is held, or drop it."""
         state = self._state
         held = state.held[0]
+        if held.job.referred and type(held.argument) is not Opened:
+            if not self._open(held):
+                return
+            held = state.held[0]
         job = held.job
         closure: list[bytes | memoryview] | None = None
         if (
@@ -406,6 +416,17 @@ class Worker:
             self._report()  # the last results go with the grab that follows
         if stop is not None:
             raise stop
+
+    def _open(self, held: Held) -> bool:
+        """Open the memory that the argument of the next job lies in, or let go of the job."""
+        try:
+            opened = shared.open_reference(held.argument)
+        except shared.CannotOpen as error:
+            self._send(self._state.cannot_open(str(error)))
+            self._hold()
+            return False
+        self._state.held[0] = replace(held, argument=opened)
+        return True
 
     def _fetch(self, held: Held) -> list[bytes | memoryview] | None:
         """Get what a held job's closure is made of, in the order in which the job names it.
@@ -477,6 +498,8 @@ class Worker:
             return None
         result, n_items = outcome
         if n_items:
+            if job.shared:
+                result = shared.refer(result) or result
             state.complete(result, n_items, seconds)
             self._oldest_result = self._oldest_result or now
         else:

@@ -31,6 +31,7 @@ from typing import Final, NamedTuple, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
+from dmap.references import Reference
 from jobserver.protocol import (
     BODY_NBYTES,
     MAX_LIST,
@@ -39,6 +40,7 @@ from jobserver.protocol import (
     Awake,
     Body,
     CanDo,
+    CannotOpen,
     CantDo,
     Error,
     GiveBack,
@@ -58,6 +60,7 @@ from jobserver.protocol import (
     WorkDone,
     WorkException,
     WorkFail,
+    WorkTaken,
     join,
     nbytes_of,
     split,
@@ -73,7 +76,11 @@ MAX_ANCESTORS: Final = 255
 """A job names no more of those around it; what it submits names the job itself as well."""
 
 MAX_UNACCEPTED_NBYTES: Final = 64 * 2**20
-"""No further work while results of more than this have not been accepted."""
+"""No further work while results of more than this have not been accepted; or not been taken, where
+they lie in our memory."""
+
+LENT_WITHOUT: Final = 30.0
+"""Seconds for which results in our memory are kept for a server that is away."""
 
 Report: TypeAlias = WorkComplete | WorkException | WorkFail
 
@@ -110,6 +117,7 @@ class _Ended(Struct, eq=False, gc=False):
     held: Held
     result: Body
     nbytes: int
+    shared: int  # of what it refers to
     n_items: int
     seconds: float
 
@@ -124,7 +132,16 @@ class _Unaccepted(NamedTuple):
 class _Server:
     """What is known of one server."""
 
-    __slots__ = ("asked_at", "boot", "last_seq", "name", "phase", "unaccepted")
+    __slots__ = (
+        "asked_at",
+        "away_since",
+        "boot",
+        "last_seq",
+        "lent",
+        "name",
+        "phase",
+        "unaccepted",
+    )
 
     def __init__(self) -> None:
         self.phase = Phase.AWAY
@@ -133,6 +150,15 @@ class _Server:
         self.asked_at = 0.0  # valid while ASKED
         self.last_seq = 0
         self.unaccepted: dict[int, _Unaccepted] = {}  # seq -> report
+        # Of these, those that were accepted, and whose memory is still needed.
+        self.lent: set[int] = set()
+        self.away_since = 0.0  # valid while AWAY
+
+    def within(self, first: int, n: int) -> list[int]:
+        """Return which of these seqs are not accepted yet."""
+        if n == 1:
+            return [first] if first in self.unaccepted else []
+        return [seq for seq in self.unaccepted if first <= seq < first + n]
 
 
 class WorkerState:
@@ -151,6 +177,7 @@ class WorkerState:
         running: jobs that are started and not ended, the innermost last. More than one only where
             a job waits for jobs.
         draining: whether it takes nothing new.
+        n_lent: how many of the results that are kept lie in memory of this process.
     """
 
     def __init__(self, hello: Hello, n_servers: int, abilities: Iterable[Ability]) -> None:
@@ -164,6 +191,7 @@ class WorkerState:
         self._next = 0  # the server that is asked next
         self._ended: list[_Ended] = []  # results that wait for others to go with
         self._unaccepted_nbytes = 0
+        self.n_lent = 0
 
     # --- what the servers do ------------------------------------------------------------------
 
@@ -185,6 +213,7 @@ class WorkerState:
     def on_disconnected(self, server: int, now: float) -> list[Send]:
         """Note that a connection is gone. Jobs that came by it are kept."""
         self._servers[server].phase = Phase.AWAY
+        self._servers[server].away_since = now
         return self._seek_if_free(now)
 
     def on_message(
@@ -201,11 +230,14 @@ class WorkerState:
                 return self._on_job_assign(server, message, bodies)
             case WorkAccepted():
                 for first, n in message.seqs:
-                    if n == 1:
-                        if first in there.unaccepted:
-                            self._accepted(there, first)
-                        continue
-                    for seq in [seq for seq in there.unaccepted if first <= seq < first + n]:
+                    for seq in there.within(first, n):
+                        if _is_lent(there.unaccepted[seq]):
+                            there.lent.add(seq)
+                        else:
+                            self._accepted(there, seq)
+            case WorkTaken():
+                for first, n in message.seqs:
+                    for seq in there.within(first, n):
                         self._accepted(there, seq)
             case NoJob():
                 if there.phase is Phase.ASKED:
@@ -258,6 +290,7 @@ class WorkerState:
             # What it gave in an earlier life it does not know; its clients submit that again.
             self._drop(held for held in self.held if held.server == server)
         there.boot = welcome.boot
+        there.lent.clear()
         return [
             Send(server, _addressed(report, there.boot), report.bodies)
             for report in there.unaccepted.values()
@@ -297,8 +330,20 @@ class WorkerState:
     def _accepted(self, there: _Server, seq: int) -> _Unaccepted:
         """Keep a report no longer."""
         report = there.unaccepted.pop(seq)
-        self._unaccepted_nbytes -= sum(map(nbytes_of, report.bodies))
+        there.lent.discard(seq)
+        self.n_lent -= _is_lent(report)
+        self._unaccepted_nbytes -= sum(map(_weight, report.bodies))
         return report
+
+    def forget_lent(self, now: float) -> None:
+        """Give up results in our memory whose server has been away for long.
+
+        Who still wants one cannot open it then, and has the job run again.
+        """
+        for there in self._servers:
+            if there.phase is Phase.AWAY and now >= there.away_since + LENT_WITHOUT:
+                for seq in [seq for seq, one in there.unaccepted.items() if _is_lent(one)]:
+                    self._accepted(there, seq)
 
     # --- asking for work ----------------------------------------------------------------------
 
@@ -376,7 +421,8 @@ class WorkerState:
         It goes with the next ``flush``.
         """
         nbytes = len(result) if type(result) is bytes else nbytes_of(result)
-        self._ended.append(_Ended(self.running.pop(), result, nbytes, n_items, seconds))
+        shared = result.shared if type(result) is Reference else 0
+        self._ended.append(_Ended(self.running.pop(), result, nbytes, shared, n_items, seconds))
 
     def flush(self) -> list[Send]:
         """Say the results that wait: of one function's jobs in a row together."""
@@ -385,16 +431,15 @@ class WorkerState:
         kind = None
         room = 0
         for ended in self._ended:
-            if batch and (
-                ended.nbytes > room or len(batch) == MAX_LIST or _kind(ended.held) != kind
-            ):
+            nbytes = ended.nbytes + ended.shared
+            if batch and (nbytes > room or len(batch) == MAX_LIST or _kind(ended.held) != kind):
                 sends += self._report_batch(batch)
                 batch = []
             if not batch:
                 kind = _kind(ended.held)
                 room = BODY_NBYTES
             batch.append(ended)
-            room -= ended.nbytes
+            room -= nbytes
         if batch:
             sends += self._report_batch(batch)
             self._ended.clear()
@@ -424,6 +469,13 @@ class WorkerState:
         held = self.running.pop()
         report = WorkFail(0, held.job.handle, "failed", text)
         return sends + self._report(held.server, held.boot, report, (), (held.job,))
+
+    def cannot_open(self, text: str) -> list[Send]:
+        """Let go of the first held job, to whose argument this process has no access."""
+        held = self.held.popleft()
+        if not self.can_speak_of(held):
+            return []
+        return [Send(held.server, CannotOpen(held.job.handle, text))]
 
     def abandon(self) -> None:
         """End the innermost job without a word: its supervisor has said or will say what is due."""
@@ -458,12 +510,19 @@ class WorkerState:
     @property
     def drained(self) -> bool:
         """Tell whether nothing is under way any more but the goodbye."""
-        return not (self.held or self.running) and self.all_accepted
+        return not (
+            self.held
+            or self.running
+            or self._ended
+            or any(there.unaccepted for there in self._servers)
+        )
 
     @property
     def all_accepted(self) -> bool:
         """Tell whether all jobs that ended are known to their servers to have ended."""
-        return not self._ended and not any(there.unaccepted for there in self._servers)
+        return not self._ended and not any(
+            len(there.unaccepted) > len(there.lent) for there in self._servers
+        )
 
     def goodbye(self) -> list[Send]:
         """Leave in order. What was not accepted is lost."""
@@ -495,7 +554,12 @@ class WorkerState:
     def _report_batch(self, batch: list[_Ended]) -> list[Send]:
         jobs = tuple([ended.held.job for ended in batch])
         done = [
-            WorkDone(job.handle, ended.nbytes, ended.n_items if ended.n_items < job.n_items else 0)
+            WorkDone(
+                job.handle,
+                ended.nbytes,
+                ended.n_items if ended.n_items < job.n_items else 0,
+                ended.shared,
+            )
             for job, ended in zip(jobs, batch, strict=True)
         ]
         report = WorkComplete(0, done, sum([ended.seconds for ended in batch]))
@@ -517,7 +581,8 @@ class WorkerState:
         report.seq = there.last_seq
         unaccepted = _Unaccepted(report, bodies, boot, jobs)
         there.unaccepted[report.seq] = unaccepted
-        self._unaccepted_nbytes += sum(map(nbytes_of, bodies))
+        self._unaccepted_nbytes += sum(map(_weight, bodies))
+        self.n_lent += _is_lent(unaccepted)
         if there.phase is Phase.AWAY:
             return []
         return [Send(server, _addressed(unaccepted, there.boot), bodies)]
@@ -543,13 +608,26 @@ class WorkerState:
             seqs = list(there.unaccepted)
             assert seqs == sorted(seqs), "reports are repeated in their order"
             assert all(0 < seq <= there.last_seq for seq in seqs)
+            lent = {seq for seq, report in there.unaccepted.items() if _is_lent(report)}
+            assert there.lent <= lent, "what is accepted is kept while its memory is needed"
         nbytes = sum(
-            nbytes_of(body)
+            _weight(body)
             for there in self._servers
             for report in there.unaccepted.values()
             for body in report.bodies
         )
         assert nbytes == self._unaccepted_nbytes, "what is not accepted is counted"
+        n_lent = sum(_is_lent(one) for there in self._servers for one in there.unaccepted.values())
+        assert n_lent == self.n_lent, "what is lent is counted"
+
+
+def _weight(body: Body) -> int:
+    """Return the bytes of a body, and of what it refers to."""
+    return nbytes_of(body) + (body.shared if type(body) is Reference else 0)
+
+
+def _is_lent(report: _Unaccepted) -> bool:
+    return any(type(body) is Reference for body in report.bodies)
 
 
 def _kind(held: Held) -> tuple[int, str, str]:

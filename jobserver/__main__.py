@@ -18,6 +18,7 @@ from typing import Final
 from jobserver import keys
 from jobserver.errors import InsecureBind
 from jobserver.jobs import Limits
+from jobserver.machine import machine_id
 from jobserver.protocol import DEFAULT_PORT
 from jobserver.server import Server
 from jobserver.state import State
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s jobserver %(levelname)s %(message)s",
     )
     limits = Limits(max_jobs=options.max_jobs, max_nbytes=options.max_bytes)
-    state = State(options.name, secrets.token_hex(4), limits=limits)
+    boot = secrets.token_hex(4)
+    state = State(options.name, boot, limits=limits, machine=machine_id())
     server = Server(state, max_nbytes=options.max_bytes, lifeline=options.lifeline)
     linger = 0.0
     try:

@@ -51,6 +51,8 @@ class Book:
         # origin of a live job -> those that wait for it since they, or jobs in them, joined it
         self.around: dict[Origin, set[Origin]] = {}
         self.nbytes = 0  # of all arguments and untaken ends
+        # Reports whose memory nobody needs any more; to be told to their workers.
+        self.returned: list[tuple[Worker, int]] = []
         self._last_handle = 0
 
     # --- jobs come --------------------------------------------------------------------------
@@ -220,7 +222,8 @@ class Book:
     ) -> list[tuple[Session, Untaken]]:
         """End a job; returns what each listener is to be told."""
         told = [] if end is None else self.end_listeners(job, end)
-        keep = job.uniq or job.background
+        # What lies in a worker's memory goes when those have taken it who listened.
+        keep = (job.uniq or job.background) and (end is None or end.lender is None)
         ended = Ended(now, outcome, job.name, job.uniq, end if keep else None)
         self.endings.remember(job.handle, ended)
         self.forget(job)
@@ -240,11 +243,16 @@ class Book:
         message: JobEnd
         of = end.message
         if isinstance(of, wire.JobComplete):
-            done = wire.Completed(ticket, end.nbytes, of.jobs[0].n_items)
+            first = of.jobs[0]
+            done = wire.Completed(ticket, first.nbytes, first.n_items, first.shared)
             message = wire.JobComplete([done], of.seconds, of.host, of.n_workers)
         else:
             message = msgspec.structs.replace(of, ticket=ticket)
-        untaken = session.untaken[ticket] = Untaken(message, end.bodies, end.nbytes)
+        untaken = Untaken(message, end.bodies, end.nbytes, end.lender)
+        session.untaken[ticket] = untaken
+        if end.lender is not None:
+            worker, seq = end.lender
+            worker.lent[seq] = worker.lent.get(seq, 0) + 1
         session.nbytes += end.nbytes
         self.nbytes += end.nbytes
         return untaken
@@ -260,6 +268,15 @@ class Book:
             if untaken is not None:
                 session.nbytes -= untaken.nbytes
                 self.nbytes -= untaken.nbytes
+                if untaken.lender is not None:
+                    self._return(*untaken.lender)
+
+    def _return(self, worker: Worker, seq: int) -> None:
+        """Note that one listener less needs the memory that this report lends."""
+        worker.lent[seq] -= 1
+        if not worker.lent[seq]:
+            del worker.lent[seq]
+            self.returned.append((worker, seq))
 
     def forget(self, job: Job) -> None:
         """Take a job out of everything that knows it."""
@@ -284,6 +301,9 @@ class Book:
         """Forget the ends that a session did not take; it listens to nothing any more."""
         self.nbytes -= session.nbytes
         session.nbytes = 0
+        for untaken in session.untaken.values():
+            if untaken.lender is not None:
+                self._return(*untaken.lender)
         session.untaken.clear()
 
     # --- invariants -------------------------------------------------------------------------
@@ -301,6 +321,7 @@ class Book:
         origins = {job.origin for job in self.jobs.values()}
         assert self.around.keys() <= origins, "only live jobs are waited for"
         nbytes = sum(job.nbytes for job in self.jobs.values())
+        self._check_lent()
         for name, session in self.sessions.items():
             assert session.id == name
             for ticket, job in session.tickets.items():
@@ -323,6 +344,17 @@ class Book:
             for handle, job in worker.held.items():
                 assert self.jobs[handle] is job, "only a live job is held"
                 assert job.worker is worker, "a job and its worker know each other"
+
+    def _check_lent(self) -> None:
+        lent: dict[Worker, dict[int, int]] = {worker: {} for worker in self.crew.workers}
+        for session in self.sessions.values():
+            for untaken in session.untaken.values():
+                if untaken.lender is not None and untaken.lender[0] in lent:
+                    worker, seq = untaken.lender
+                    lent[worker][seq] = lent[worker].get(seq, 0) + 1
+        for worker, seqs in lent.items():
+            assert worker.lent == seqs, "a worker's memory is lent to who has not taken it"
+        assert not self.returned, "what is returned is told at once"
 
     def _check_job(self, handle: int, job: Job) -> None:
         assert job.handle == handle

@@ -34,7 +34,10 @@ def coalesce(sends: Iterable[Send]) -> list[Send]:
     for send in sends:
         peer, message, bodies = send
         run = last.get(peer)
-        if isinstance(message, JobComplete):
+        if isinstance(message, JobComplete) and message.jobs[0].shared:
+            last.pop(peer, None)  # it goes alone
+            joined.append(send)
+        elif isinstance(message, JobComplete):
             nbytes = sum(map(nbytes_of, bodies))
             if run is None or not run.takes(JobComplete, message.host, len(message.jobs), nbytes):
                 run = last[peer] = _Run(JobComplete, message.host, len(message.jobs), nbytes)

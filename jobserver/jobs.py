@@ -156,7 +156,8 @@ class Untaken(NamedTuple):
 
     message: JobEnd
     bodies: tuple[Body, ...]
-    nbytes: int
+    nbytes: int  # of the bodies, and of what they refer to
+    lender: tuple[Worker, int] | None = None  # in whose memory that is, by which report
 
 
 class Session:
@@ -169,6 +170,7 @@ class Session:
         "host",
         "id",
         "lanes",
+        "machine",
         "name",
         "nbytes",
         "peer",
@@ -183,7 +185,7 @@ class Session:
         self.peer: bytes | None = None
         self.gone_at: float | None = None  # since when it has no link
         self.due: float | None = None  # when to look whether its time is over
-        self.name = self.host = self.python = ""
+        self.name = self.host = self.python = self.machine = ""
         self.pid = 0
         self.tickets: dict[int, Job] = {}  # ticket -> the live job that it listens to
         self.accepted: dict[int, int] = {}  # ticket -> handle of a background job, until taken
@@ -240,6 +242,8 @@ class Worker:
         "held",
         "host",
         "labels",
+        "lent",
+        "machine",
         "n_done",
         "name",
         "peer",
@@ -255,7 +259,7 @@ class Worker:
         self.supervisor = supervisor
         self.child = child
         self.peer: bytes | None = None
-        self.name = self.host = self.python = ""
+        self.name = self.host = self.python = self.machine = ""
         self.pid = 0
         self.labels: frozenset[str] = frozenset()
         self.abilities: dict[str, Ability] = {}
@@ -266,6 +270,8 @@ class Worker:
         self.grab: GrabJobs | None = None  # the one that stands while WAITING
         self.since = now  # when ``sleep`` or the emptiness of ``held`` last changed
         self.n_done = 0
+        # number of a report -> how many have yet to take what it lends of the worker's memory
+        self.lent: dict[int, int] = {}
 
 
 class Function:

@@ -43,7 +43,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 MAJOR: Final = 1
-MINOR: Final = 0
+MINOR: Final = 1
 
 DEFAULT_PORT: Final = 4731
 """4730 is Gearman's own."""
@@ -125,8 +125,9 @@ class Hello(Message, tag=True):
     own number there in ``child`` (a new number for every process); a worker without a supervisor
     says ``child=0`` and heartbeats for itself. ``holding`` are the handles that a worker has from
     this boot of the server and not reported yet: what the server assigned to it beyond these never
-    arrived. ``running`` is what a supervisor's children run from an earlier boot. ``together``:
-    I understand Together.
+    arrived. ``running`` is what a supervisor's children run from an earlier boot. Two peers of the
+    same ``machine`` (empty: of none) can open each other's memory. ``together``: I understand
+    Together.
     """
 
     major: Count
@@ -142,6 +143,7 @@ class Hello(Message, tag=True):
     boot: ShortText = ""
     holding: list[Count] = []
     running: list[Running] = []
+    machine: ShortText = ""
     together: bool = False
 
 
@@ -158,7 +160,7 @@ class Welcome(Message, tag=True):
     """server > any: I am this server, and this is what you may have under way.
 
     ``resumed``: the session is still known here with what it had submitted. ``interval``: how
-    often I send a heartbeat, and how often I want yours.
+    often I send a heartbeat, and how often I want yours. ``machine`` is where I am.
     """
 
     major: Count
@@ -169,6 +171,7 @@ class Welcome(Message, tag=True):
     interval: Seconds
     jobs: Count
     nbytes: Count
+    machine: ShortText = ""
 
 
 class Heartbeat(Message, tag=True):
@@ -271,6 +274,8 @@ class SubmitJobs(Message, tag=True):
     ``encoding`` says what the arguments are ("pickle" or "raw" bytes). ``blobs`` must be on the
     server already. ``resubmit``: these tickets may have run on a server that is lost.
     ``ancestors``: the jobs inside which this one was submitted; it never joins those.
+    ``shared``: results may lie in memory of my machine, and only refer to it. ``referred``: so does
+    the argument, of one job; a worker elsewhere must not have it.
     """
 
     function: Name
@@ -289,6 +294,8 @@ class SubmitJobs(Message, tag=True):
     blobs: Annotated[tuple[BlobId, ...], Meta(max_length=64)] = ()
     resubmit: bool = False
     ancestors: Annotated[tuple[Origin, ...], Meta(max_length=256)] = ()
+    shared: bool = False
+    referred: bool = False
 
 
 class CancelJobs(Message, tag=True):
@@ -360,11 +367,15 @@ class JobsAccepted(Message, tag=True):
     n_workers: Count
 
 
-REFUSAL: TypeAlias = Literal["busy", "blobs", "draining", "too_large", "ancestor"]
+REFUSAL: TypeAlias = Literal["busy", "blobs", "draining", "too_large", "ancestor", "shared"]
 
 
 class JobsRefused(Message, tag=True):
-    """server > client: I did not take these tickets. ``blobs`` are the ones I do not have."""
+    """server > client: I did not take these tickets. ``blobs`` are the ones I do not have.
+
+    shared: their worker cannot open the memory that the argument refers to, or I no longer have a
+    worker that might; submit them anew, with the argument itself.
+    """
 
     tickets: list[Range]
     code: REFUSAL
@@ -380,11 +391,16 @@ class BlobTaken(Message, tag=True):
 
 
 class Completed(Struct, array_like=True, gc=False):
-    """One result of a ``JobComplete``. It covers the first ``n_items`` items of the job."""
+    """One result of a ``JobComplete``. It covers the first ``n_items`` items of the job.
+
+    ``shared`` bytes of it lie in memory to which its body refers, until it is acknowledged. Such a
+    result comes alone.
+    """
 
     ticket: Count
     nbytes: Count
     n_items: Count
+    shared: Count = 0
 
 
 class JobComplete(Message, tag=True):
@@ -563,11 +579,16 @@ class FetchBlob(Message, tag=True):
 
 
 class WorkDone(Struct, array_like=True, gc=False):
-    """One result of a ``WorkComplete``. ``n_items`` 0 covers all items of the job."""
+    """One result of a ``WorkComplete``. ``n_items`` 0 covers all items of the job.
+
+    ``shared`` bytes of it lie in memory of the worker, to which its body refers. Such a result
+    comes alone, and the memory stays until ``WorkTaken``.
+    """
 
     handle: Count
     nbytes: Count
     n_items: Count = 0
+    shared: Count = 0
 
 
 class WorkComplete(Message, tag=True):
@@ -618,6 +639,13 @@ class WorkFail(Message, tag=True):
     origin: Origin | None = None
 
 
+class CannotOpen(Message, tag=True):
+    """worker > server: I cannot open the memory that this job's argument refers to, and why."""
+
+    handle: Count
+    text: Text = ""
+
+
 class WorkStatus(Message, tag=True):
     """worker > server: this job is at ``numerator`` of ``denominator``."""
 
@@ -658,7 +686,11 @@ class ChildLost(Message, tag=True):
 
 
 class Assigned(Struct, array_like=True, gc=False):
-    """One job of a ``JobAssign``. ``attempt`` counts from 1."""
+    """One job of a ``JobAssign``. ``attempt`` counts from 1.
+
+    ``shared``: all who listen are on the worker's machine, and its result may lie in memory there.
+    ``referred``: the argument refers to memory there.
+    """
 
     handle: Count
     origin: Origin
@@ -673,6 +705,8 @@ class Assigned(Struct, array_like=True, gc=False):
     blobs: tuple[BlobId, ...]
     ancestors: tuple[Origin, ...]
     lane: LaneId
+    shared: bool = False
+    referred: bool = False
 
 
 class JobAssign(Message, tag=True):
@@ -691,6 +725,12 @@ class Noop(Message, tag=True):
 
 class WorkAccepted(Message, tag=True):
     """server > worker: what you sent under these ``seq`` has reached me; forget it."""
+
+    seqs: list[Range]
+
+
+class WorkTaken(Message, tag=True):
+    """server > worker: nobody needs the memory any more to which these ``seq`` referred."""
 
     seqs: list[Range]
 
@@ -734,6 +774,7 @@ FromWorker: TypeAlias = (
     | WorkComplete
     | WorkException
     | WorkFail
+    | CannotOpen
     | WorkStatus
     | WorkData
     | WorkWarning
@@ -760,7 +801,7 @@ ToClient: TypeAlias = (
     | Credit
     | Draining
 )
-ToWorker: TypeAlias = JobAssign | NoJob | Noop | WorkAccepted | Blob | Draining
+ToWorker: TypeAlias = JobAssign | NoJob | Noop | WorkAccepted | WorkTaken | Blob | Draining
 ToPeer: TypeAlias = (
     ToClient | ToWorker | CancelJob | Welcome | Heartbeat | Error | Transfer | Together
 )

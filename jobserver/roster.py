@@ -51,6 +51,7 @@ class Roster:
             self.sessions[hello.session] = found
             found.gone_at = None
             found.python = hello.python
+            found.machine = hello.machine
         else:
             supervisor = self.require_supervisor(hello.session, now)
             found = supervisor
@@ -59,6 +60,7 @@ class Roster:
                     # The word of its death overtook it, and nobody would say so again.
                     raise wire.Malformed("role", f"child {hello.child} has ended")
                 found = self.require_worker(supervisor, hello.child, now)
+                found.machine = hello.machine
             if hello.role == "supervisor" or hello.child == 0:
                 supervisor.peer = peer
                 supervisor.gone_at = None

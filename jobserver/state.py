@@ -65,9 +65,12 @@ _MAX_ASSIGNED = 512
 class State:
     """One job server."""
 
-    def __init__(self, name: str, boot: str, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self, name: str, boot: str, *, limits: Limits | None = None, machine: str = ""
+    ) -> None:
         self.name = name
         self.boot = boot
+        self.machine = machine
         self.limits = limits or Limits()
         self.crew = Crew()
         self.book = Book(self.crew, self.limits)
@@ -244,6 +247,7 @@ class State:
             case wire.ResultsTaken():
                 for first, n in message.tickets:
                     self.book.taken(session, first, n)
+                self._say_taken()
             case wire.CancelJobs():
                 self._on_cancel_jobs(session, message, now)
             case wire.PutBlob():
@@ -286,6 +290,12 @@ class State:
                 job = self._job_of(worker, message.handle, message.boot, message.origin)
                 self._fail_work(job, message, now)
                 self._accept_work(worker, message.seq)
+            case wire.CannotOpen():
+                job = worker.held.get(message.handle)
+                if job is None:
+                    self.counters["late"] += 1
+                else:
+                    self._refuse_referred(job, f"{worker.name}: {message.text}", now)
             case wire.WorkStatus() | wire.WorkData() | wire.WorkWarning():
                 self._on_news(worker.held.get(message.handle), message, bodies)
             case wire.GiveBack():
@@ -350,6 +360,7 @@ class State:
             self.heartbeat_interval,
             self.limits.session_jobs,
             self.limits.session_nbytes,
+            self.machine,
         )
         self._send(peer, welcome)
         match who:
@@ -414,6 +425,7 @@ class State:
             if not self.book.leave(job, session, ticket):
                 self._drop(job, now)
         self.book.forget_untaken(session)
+        self._say_taken()
         self.roster.forget(session)
 
     def _end_supervisor(self, supervisor: Supervisor, now: float, *, word: bool) -> None:
@@ -755,11 +767,16 @@ class State:
         job knows its own only.
         """
         entries: list[wire.Assigned] = []
+        arguments: list[Body] = []
         if not worker.held:
             worker.since = now
         for job in jobs:
             self.book.assign(job, worker)
             terms = job.terms
+            is_near = terms.shared and self._are_near(job, worker)
+            if terms.referred and not is_near:
+                self._refuse_referred(job, f"{worker.name} is on another machine", now)
+                continue
             limit = worker.abilities[terms.function].timeout
             if terms.timeout:
                 limit = min(terms.timeout, limit) if limit else terms.timeout
@@ -778,10 +795,30 @@ class State:
                     terms.blobs,
                     terms.ancestors,
                     lane or job.lane,
+                    is_near and not (job.uniq or job.background),
+                    terms.referred,
                 )
             )
-        body = wire.join([job.argument for job in jobs])
-        self._send(worker.peer, wire.JobAssign(entries), body)
+            arguments.append(job.argument)
+        if entries:
+            self._send(worker.peer, wire.JobAssign(entries), wire.join(arguments))
+        else:
+            self._send(worker.peer, wire.NoJob())  # it asks again
+
+    @staticmethod
+    def _are_near(job: Job, worker: Worker) -> bool:
+        """Tell whether all who listen to a job can open the memory of this worker."""
+        machine = worker.machine
+        return machine != "" and all(session.machine == machine for session, _ in job.listeners)
+
+    def _refuse_referred(self, job: Job, text: str, now: float) -> None:
+        """Have a job submitted anew by who wants it: its worker cannot open its argument."""
+        if job.unwanted:
+            self.book.end(job, "cancelled", None, now)
+            return
+        for session, ticket in job.listeners:
+            self._to_session(session, _refusal([ticket], "shared", text[:200]))
+        self.book.forget(job)
 
     # --- abilities --------------------------------------------------------------------------
 
@@ -865,6 +902,16 @@ class State:
     def _accept_work(self, worker: Worker, seq: int) -> None:
         self._send(worker.peer, wire.WorkAccepted([wire.Range(seq, 1)]))
 
+    def _say_taken(self) -> None:
+        """Tell workers which of their memory nobody needs any more."""
+        if self.book.returned:
+            seqs: dict[Worker, list[int]] = {}
+            for worker, seq in self.book.returned:
+                seqs.setdefault(worker, []).append(seq)
+            self.book.returned.clear()
+            for worker, some in seqs.items():
+                self._send(worker.peer, wire.WorkTaken(wire.ranges(sorted(some))))
+
     def _on_work_complete(
         self, worker: Worker, message: wire.WorkComplete, body: Body, now: float
     ) -> None:
@@ -872,6 +919,9 @@ class State:
         boot = message.boot
         if boot and len(message.origins) != len(message.jobs):
             raise wire.Malformed("bad_frame", "one origin a job is needed")
+        shared = message.jobs[0].shared
+        if shared and not self._may_lend(worker, message, now):
+            return
         seconds = message.seconds / len(message.jobs)
         batches = _Batches()
         for at, (done, result) in enumerate(zip(message.jobs, results, strict=True)):
@@ -887,16 +937,39 @@ class State:
             lane = self.book.lane_of(job)
             if lane is not None:
                 lane.n_done += n_items
-            completed = wire.Completed(0, done.nbytes, n_items)
+            completed = wire.Completed(0, done.nbytes, n_items, shared)
             complete = wire.JobComplete([completed], seconds, worker.host, len(queue.workers))
-            for told in self.book.end(
-                job, "complete", Untaken(complete, (result,), done.nbytes), now
-            ):
+            lender = (worker, message.seq) if shared else None
+            end = Untaken(complete, (result,), done.nbytes + shared, lender)
+            for told in self.book.end(job, "complete", end, now):
                 if not batches.add(*told):
                     self._tell([told])
         for session, complete, together in batches.sends():
             self._to_session(session, complete, together)
         self._accept_work(worker, message.seq)
+        if shared and message.seq not in worker.lent:
+            self._send(worker.peer, wire.WorkTaken([wire.Range(message.seq, 1)]))
+
+    def _may_lend(self, worker: Worker, message: wire.WorkComplete, now: float) -> bool:
+        """Look whether all listeners can have a result that lies in the worker's memory.
+
+        Where one came later, from another machine, the job is run again.
+        """
+        if len(message.jobs) > 1:
+            raise wire.Malformed("bad_frame", "a result in shared memory comes alone")
+        seq = message.seq
+        if seq in worker.lent:  # it is said again
+            self._accept_work(worker, seq)
+            return False
+        origin = message.origins[0] if message.boot else None
+        job = self._job_of(worker, message.jobs[0].handle, message.boot, origin)
+        if job is None or (self._are_near(job, worker) and not (job.uniq or job.background)):
+            return True
+        if job.worker is worker:
+            self._give_back(worker, job.handle, now)
+        self._accept_work(worker, seq)
+        self._send(worker.peer, wire.WorkTaken([wire.Range(seq, 1)]))
+        return False
 
     def _on_work_exception(
         self,

@@ -940,7 +940,7 @@ def test_another_major_version_is_refused_by_name(net: Net) -> None:
     peer.say(wire.Hello(2, 0, "client", b"s" * 16))
     error = peer.take(wire.Error)
     assert error.code == "version"
-    assert "1.0" in error.text
+    assert "1.1" in error.text
 
 
 def test_a_connection_cannot_become_another(net: Net) -> None:

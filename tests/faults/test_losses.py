@@ -375,7 +375,8 @@ def hold(x):
 
 job = dmap.submit(hold, 1)
 supervisor = dmap.local._cluster._process.pid
-with open("cluster.new", "w") as file, open(f"/proc/{supervisor}/task/{supervisor}/children") as own:
+children = f"/proc/{supervisor}/task/{supervisor}/children"
+with open("cluster.new", "w") as file, open(children) as own:
     print(supervisor, own.read(), file=file)
 os.rename("cluster.new", "cluster")
 job.result()
