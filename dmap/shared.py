@@ -119,14 +119,8 @@ def _keep(view: memoryview) -> memoryview:
     except BaseException:
         os.close(fd)
         raise
-    address = ctypes.addressof(array)
-    _kept[address] = (fd, found.st_dev, found.st_ino)
-    weakref.finalize(array, _drop, address).atexit = False
+    _kept[ctypes.addressof(array)] = (fd, found.st_dev, found.st_ino)
     return memoryview(array).cast("B").toreadonly()
-
-
-def _drop(address: int) -> None:
-    os.close(_kept.pop(address)[0])
 
 
 def _is_kept(part: Buffer) -> bool:
@@ -161,12 +155,23 @@ def _open(name: Named) -> memoryview:
 
 
 def _map(fd: int, nbytes: int, protection: int) -> Any:
-    """Map a file privately; it stays mapped for as long as there is a view of the array."""
+    """Map a file privately; it stays mapped for as long as there is a view of the array.
+
+    If it is kept, its descriptor is closed then.
+    """
     address = libc().mmap(None, nbytes, protection, mmap.MAP_PRIVATE, fd, 0)
     if address == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
         raise OSError(number, f"cannot map {nbytes} bytes: {os.strerror(number)}")
     array = (ctypes.c_ubyte * nbytes).from_address(address)
     # At exit somebody may still read it.
-    weakref.finalize(array, libc().munmap, address, nbytes).atexit = False
+    weakref.finalize(array, _unmap, address, nbytes).atexit = False
     return array
+
+
+def _unmap(address: int, nbytes: int) -> None:
+    # In this order: what is unmapped may be mapped, and kept, anew by another thread.
+    kept = _kept.pop(address, None)
+    if kept is not None:
+        os.close(kept[0])
+    libc().munmap(address, nbytes)

@@ -813,8 +813,8 @@ class State:
 
     def _refuse_referred(self, job: Job, text: str, now: float) -> None:
         """Have a job submitted anew by who wants it: its worker cannot open its argument."""
-        if job.unwanted:
-            self.book.end(job, "cancelled", None, now)
+        if job.unwanted or job.background:
+            self.book.end(job, "cancelled" if job.unwanted else "failed", None, now)
             return
         for session, ticket in job.listeners:
             self._to_session(session, _refusal([ticket], "shared", text[:200]))

@@ -16,12 +16,14 @@ from jobserver.state import State
 
 M = TypeVar("M", bound=Message)
 
+MACHINE = "the server's"
+
 
 class Net:
     """One server, its peers, and a clock that the test turns."""
 
     def __init__(self, *, boot: str = "b1", limits: Limits | None = None) -> None:
-        self.state = State("sammy", boot, limits=limits)
+        self.state = State("sammy", boot, limits=limits, machine=MACHINE)
         self.now = 1000.0
         self.peers: dict[bytes, Peer] = {}
         self._ids = itertools.count(1)
