@@ -298,7 +298,7 @@ class Jobs:
     ) -> list[Any]:
         """Call a function on every item, spread over the workers; see the function `dmap`."""
         closures.check_callable(func)  # before what may be its place is taken for the items
-        return self._map_all(func, Items(_required(iterables)), options)
+        return self._map_all(func, Items(_required(iterables), whole=True), options)
 
     @overload
     def imap(
@@ -368,7 +368,7 @@ class Jobs:
     ) -> list[R]:
         """Call a function on the elements of every tuple; see the function `starmap`."""
         closures.check_callable(func)
-        return self._map_all(func, Items([tuples], star=True), options)
+        return self._map_all(func, Items([tuples], star=True, whole=True), options)
 
     def _map_all(self, func: Callable[..., Any], items: Items, options: MapOptions) -> list[Any]:
         settings = self._settings(options)

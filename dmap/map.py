@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 from dmap import identity, pickling, work
-from dmap.chunks import ChunkSizer
+from dmap.chunks import OVERRUN, ChunkSizer
 from dmap.client_state import ClientState
 from dmap.closures import Closure, Kind
 from dmap.connection import Connection, describe_no_workers, python_version
@@ -65,8 +65,6 @@ from jobserver.protocol import (
 
 logger = logging.getLogger(__name__)
 
-OVERRUN: Final = 0.1
-"""Seconds after which a chunk of the sizer's own, meant for a third of it, comes home in part."""
 CHUNK_NBYTES: Final = 8 * 2**20
 """A chunk's argument, or its result, should have no more bytes than this."""
 WINDOW_NBYTES: Final = 256 * 2**20
@@ -167,16 +165,30 @@ class Settings:
 class Items:
     """The input of a map: one iterable, or several in step.
 
-    Attributes:
+    Args:
+        iterables: Read no faster than items are taken.
         star: Whether each item is a tuple of arguments.
+        whole: Whether nobody can add to a list before all is done.
+
+    Attributes:
+        star: As above, or there are several iterables.
         total: How many there are, as far as that can be known.
+        has_end: Whether they are all there, so that they can be taken from the end too.
     """
 
-    def __init__(self, iterables: Sequence[Iterable[Any]], *, star: bool = False) -> None:
+    def __init__(
+        self, iterables: Sequence[Iterable[Any]], *, star: bool = False, whole: bool = False
+    ) -> None:
         lengths = [_length(iterable) for iterable in iterables]
         known = [length for length in lengths if length is not None]
         self.total = min(known) if len(known) == len(lengths) else None
         self.star = star or len(iterables) > 1
+        self._tuples = star
+        # Others may have a length too, and ways of their own to slice.
+        kinds = (list, tuple, range) if whole else (tuple, range)
+        self.has_end = all(type(iterable) in kinds for iterable in iterables)
+        self._sequences: Sequence[Any] = iterables if self.has_end else ()
+        self._start, self._stop = 0, self.total or 0  # what was not taken of sequences
         if star:
             self._source: Iterator[Any] = map(tuple, iterables[0])
         elif len(iterables) == 1:
@@ -192,12 +204,32 @@ class Items:
         self._peeked = list(itertools.islice(self._source, 1))
         return not self._peeked
 
-    def take(self, n: int) -> list[Any]:
+    def take(self, n: int) -> Sequence[Any]:
         """Return the next ``n`` items, fewer at the end."""
+        if self.has_end:
+            start = self._start
+            self._start = min(start + n, self._stop)
+            return self._slice(start, self._start)
         if not self._peeked:
             return list(itertools.islice(self._source, n))
         first, self._peeked = self._peeked, []
         return first + list(itertools.islice(self._source, n - 1))
+
+    def take_last(self, n: int) -> tuple[int, Sequence[Any]]:
+        """Return the last ``n`` items that are left, or all, and the index of the first of them.
+
+        Only where they have an end.
+        """
+        stop = self._stop
+        self._stop = max(stop - n, self._start)
+        return self._stop, self._slice(self._stop, stop)
+
+    def _slice(self, start: int, stop: int) -> Sequence[Any]:
+        parts = [sequence[start:stop] for sequence in self._sequences]
+        if len(parts) > 1:
+            return list(zip(*parts, strict=False))
+        only: Sequence[Any] = parts[0]  # of a range it is one: short to send
+        return [tuple(item) for item in only] if self._tuples else only
 
 
 def _length(iterable: Iterable[Any]) -> int | None:
@@ -210,22 +242,26 @@ def _length(iterable: Iterable[Any]) -> int | None:
 class _Run:
     """Consecutive items that wait to be cut (again). ``alone``: each goes as a chunk of its own."""
 
-    __slots__ = ("alone", "items", "start")
+    __slots__ = ("alone", "from_end", "items", "start")
 
-    def __init__(self, start: int, items: list[Any], *, alone: bool = False) -> None:
+    def __init__(
+        self, start: int, items: Sequence[Any], *, alone: bool = False, from_end: bool = False
+    ) -> None:
         self.start = start
         self.items = items
         self.alone = alone
+        self.from_end = from_end
 
 
 class _Chunk:
     """Consecutive items that are out in a job, or in a job and its copy."""
 
-    __slots__ = ("items", "sent_at", "start", "tickets")
+    __slots__ = ("from_end", "items", "sent_at", "start", "tickets")
 
-    def __init__(self, start: int, items: list[Any], now: float) -> None:
-        self.start = start
-        self.items = items
+    def __init__(self, run: _Run, now: float) -> None:
+        self.start = run.start
+        self.items = run.items
+        self.from_end = run.from_end
         self.sent_at = now
         self.tickets: list[Ticket] = []
 
@@ -284,6 +320,8 @@ class Map:
         total = items.total if settings.total is None else settings.total
         each_alone = settings.merge or settings.attempts == 1
         self._sizer = ChunkSizer(chunksize=1 if each_alone else settings.chunksize, total=total)
+        # Who said how large chunks are meant their borders too; and lazy maps go from the front.
+        self._has_end = keep and items.has_end and settings.chunksize == "auto" and not each_alone
         self._progress = Progress(settings.progress, settings.desc, total)
         self._lane = connection.next_lane()
         self._lanes = [LaneId(connection.session, self._lane)]
@@ -297,6 +335,7 @@ class Map:
         self._todo: deque[_Run] = deque()  # what came back, ahead of the rest of the input
         self._more = True  # there may be more in the input
         self._next = 0  # the index of the next item of the input
+        self._n_begun = 0  # items of the input that were taken
         self._out: dict[int, _Chunk] = {}  # ticket's number -> chunk
         self._n_out = 0  # items
         self._n_chunks_out = 0
@@ -440,7 +479,7 @@ class Map:
             return NoWorker(describe_no_workers(self._absence(), self._connection.servers, over))
         return JobTimeout(
             f"the map has not ended within {timeout} s: {self._n_out} items were out, "
-            f"{self._next} begun; those that are home are in .results"
+            f"{self._n_begun} begun; those that are home are in .results"
         )
 
     def _absence(self) -> NoWorkers:
@@ -454,8 +493,9 @@ class Map:
     def _cut(self) -> None:
         tickets: list[Ticket] = []
         while self._end is None:
-            size = self._size()
-            run = self._next_run(size) if size else None
+            from_end = self._todo[0].from_end if self._todo else self._is_from_end()
+            size = self._size(from_end)
+            run = self._next_run(size, from_end) if size else None
             if run is None:
                 break
             self._send(run, tickets)
@@ -464,13 +504,17 @@ class Map:
         if tickets:
             self._connection.submit_all(tickets)
 
-    def _size(self) -> int:
+    def _is_from_end(self) -> bool:
+        """Tell from which end of the input the next chunk should be."""
+        return self._has_end and self._sizer.from_end()
+
+    def _size(self, from_end: bool) -> int:
         """Return how many items the next chunk should have; 0 if none should go now."""
         if self._settings.merge:
             return 1 if self._n_out < MERGE_AHEAD else 0
-        return self._sizer.next_size(self._n_out, self._n_chunks_out)
+        return self._sizer.next_size(self._n_out, self._n_chunks_out, from_end=from_end)
 
-    def _next_run(self, size: int) -> _Run | None:
+    def _next_run(self, size: int, from_end: bool) -> _Run | None:
         """Take the items of the next chunk, at most ``size``; None if there are none, or no room.
 
         What came back goes first and needs no room: it has some already.
@@ -482,20 +526,21 @@ class Map:
                 size = 1
             if size >= len(run.items):
                 return self._todo.popleft()
-            first = _Run(run.start, run.items[:size], alone=run.alone)
+            first = _Run(run.start, run.items[:size], alone=run.alone, from_end=run.from_end)
             run.start += size
-            del run.items[:size]
+            run.items = run.items[size:]
             return first
         size = min(size, self._room())
         if not self._more or not size:
             return None
-        items = self._items.take(size)
+        if from_end:
+            start, items = self._items.take_last(size)
+        else:
+            start, items = self._next, self._items.take(size)
+            self._next += len(items)
+        self._n_begun += len(items)
         self._more = len(items) == size
-        if not items:
-            return None
-        run = _Run(self._next, items)
-        self._next += len(items)
-        return run
+        return _Run(start, items, from_end=from_end) if items else None
 
     def _room(self) -> int:
         """Return how many more items of the input may be under way."""
@@ -508,7 +553,7 @@ class Map:
             return 0
         if self._settings.buffersize is None:
             return 2**63
-        return max(0, self._settings.buffersize - (self._next - self._n_taken))
+        return max(0, self._settings.buffersize - (self._n_begun - self._n_taken))
 
     def _send(self, run: _Run, tickets: list[Ticket]) -> None:
         """Make the job of a chunk. An item that cannot be pickled fails, and only that."""
@@ -525,15 +570,15 @@ class Map:
             )
         except ClosureError as error:
             if error.index is None and len(items) > 1:
-                self._todo.appendleft(_Run(start, items, alone=True))
+                self._again(run, start, items, alone=True)
                 return
             index = start if error.index is None else error.index
             error.index = index
-            self._again(index + 1, items[index + 1 - start :])
-            self._again(start, items[: index - start])
+            self._again(run, index + 1, items[index + 1 - start :])
+            self._again(run, start, items[: index - start])
             self._fail(index, items[index - start], error)
             return
-        chunk = _Chunk(start, items, time.monotonic())
+        chunk = _Chunk(run, time.monotonic())
         attempts = self._settings.attempts - self._lost.get(start, 0) if len(items) == 1 else 1
         uniq = self._uniq(start, items[0]) if self._settings.merge else b""
         number = self._connection.next_number()
@@ -546,7 +591,7 @@ class Map:
         self._n_chunks_out += 1
         self._nbytes_out += ticket.nbytes
         self._note_nbytes(ticket.nbytes, len(items))
-        self._sizer.cut(len(items))
+        self._sizer.cut(len(items), from_end=run.from_end)
 
     def _require_terms(self, attempts: int) -> Terms:
         blobs = self._closure.blobs_for(self._seen)
@@ -633,7 +678,7 @@ class Map:
         n = event.n_items
         self._seconds_a_chunk += 0.2 * (event.seconds - self._seconds_a_chunk)
         if self._bring_home(chunk, n, event.result, event.seconds):
-            self._return(chunk.start + n, chunk.items[n:])
+            self._return(chunk, chunk.start + n, chunk.items[n:])
 
     def _bring_home(self, chunk: _Chunk, n: int, result: Body, seconds: float) -> bool:
         """Take in the values of a chunk's first items; return whether they could be loaded."""
@@ -643,8 +688,7 @@ class Map:
             values = work.load_result(result)
         except Exception as error:  # the values' own code runs
             if len(chunk.items) > 1:  # which of them is it?
-                self._sizer.returned(len(chunk.items))
-                self._todo.appendleft(_Run(chunk.start, chunk.items, alone=True))
+                self._return(chunk, chunk.start, chunk.items, alone=True)
             else:
                 wrapped = DmapError(f"the result of item {chunk.start} cannot be loaded: {error}")
                 wrapped.__cause__ = error
@@ -652,7 +696,7 @@ class Map:
             return False
         nbytes = nbytes_of(result)
         self._note_nbytes(nbytes, n)
-        self._sizer.done(n, seconds)
+        self._sizer.done(n, seconds, from_end=chunk.from_end)
         self._put(chunk.start, _Part(n, values, nbytes))
         return True
 
@@ -662,11 +706,11 @@ class Map:
         before = bodies[1] if len(bodies) > 1 else b""
         if not self._bring_home(chunk, n, before, message.seconds):
             return
-        self._return(index + 1, chunk.items[n + 1 :])
+        self._return(chunk, index + 1, chunk.items[n + 1 :])
         tries = self._tries.get(index, 0)
         if tries < self._settings.retries:
             self._tries[index] = tries + 1
-            self._again(index, chunk.items[n : n + 1], alone=True)
+            self._again(chunk, index, chunk.items[n : n + 1], alone=True)
             return
         where = where_of(message, self._lost.get(index, 0))
         self._fail(index, chunk.items[n], exception_of(message, bodies), chunk, where)
@@ -684,11 +728,10 @@ class Map:
         else:
             first, last = 0, len(items)
             if message.code == "failed" and len(items) > 1:  # for which of them?
-                self._sizer.returned(len(items))
-                self._todo.appendleft(_Run(start, items, alone=True))
+                self._return(chunk, start, items, alone=True)
                 return
         # What was before, or was to come after, is not to blame; perhaps none of it is.
-        self._return(start + last, items[last:])
+        self._return(chunk, start + last, items[last:])
         blamed = items[first:last]
         for index in range(start + first + len(blamed) - 1, start + first - 1, -1):
             item = items[index - start]
@@ -696,14 +739,14 @@ class Map:
                 lost = self._lost.get(index, 0) + max(1, message.attempt)
                 if lost < self._settings.attempts:
                     self._lost[index] = lost
-                    self._return(index, [item], alone=True)
+                    self._return(chunk, index, [item], alone=True)
                     continue
                 exit = message.exit or message.text
                 error = WorkerLost(index, message.host or "?", lost, exit)
                 self._fail(index, item, error, chunk)
             else:
                 self._fail(index, item, error_of(event, index), chunk)
-        self._return(start, items[:first])
+        self._return(chunk, start, items[:first])
 
     def _on_refused(self, chunk: _Chunk, event: Refused) -> None:
         items, start = chunk.items, chunk.start
@@ -713,18 +756,23 @@ class Map:
             self._fail(start, items[0], refusal_of(event), chunk)
         else:
             half = len(items) // 2
-            self._return(start + half, items[half:])
-            self._return(start, items[:half])
+            self._return(chunk, start + half, items[half:])
+            self._return(chunk, start, items[:half])
 
-    def _return(self, start: int, items: list[Any], *, alone: bool = False) -> None:
-        """Put items that were out back, in front of all others."""
+    def _return(
+        self, chunk: _Chunk, start: int, items: Sequence[Any], *, alone: bool = False
+    ) -> None:
+        """Put items that were out in this chunk back, in front of all others."""
         if items:
-            self._sizer.returned(len(items))
-            self._again(start, items, alone=alone)
+            self._sizer.returned(len(items), from_end=chunk.from_end)
+            self._again(chunk, start, items, alone=alone)
 
-    def _again(self, start: int, items: list[Any], *, alone: bool = False) -> None:
+    def _again(
+        self, whole: _Chunk | _Run, start: int, items: Sequence[Any], *, alone: bool = False
+    ) -> None:
+        """Put items of this chunk, or of what was to be one, in front of all others."""
         if items:
-            self._todo.appendleft(_Run(start, items, alone=alone))
+            self._todo.appendleft(_Run(start, items, alone=alone, from_end=whole.from_end))
 
     def _fail(
         self,

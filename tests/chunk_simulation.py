@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 
-from dmap.chunks import MOST_ITEMS, ChunkSizer
+from dmap.chunks import MOST_ITEMS, OVERRUN, ChunkSizer
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ def run_map(
     workers: Sequence[Worker],
     sizer: ChunkSizer,
     *,
-    latency: float = 0.0003,
-    overhead: float = 0.00005,
-    overrun: float = inf,
+    latency: float = 0.0006,
+    overhead: float = 0.0007,
+    overrun: float = OVERRUN,
+    both_ends: bool = True,
 ) -> Outcome:
     """Map over items of the given costs and tell how it went.
 
@@ -67,13 +68,16 @@ def run_map(
         sizer: fresh; its `n_workers` is kept up to date here.
         latency: seconds from a worker's last item until the client's next chunk could be there.
         overhead: seconds a chunk that the worker is busy with anything but items.
-        overrun: seconds; after an item that took longer a worker hands the rest of its chunk back.
+        overrun: seconds; a chunk that has taken longer after an item comes home in part.
+        both_ends: whether chunks may be cut from the end of the input too.
 
     Raises:
         AssertionError: the sizer said something that it must never say.
     """
     outcome = Outcome(runs=[0] * len(costs))
-    uncut = deque([range(len(costs))])
+    input_ = range(len(costs))
+    uncut: deque[tuple[bool, range]] = deque()  # what came back
+    sides: dict[int, bool] = {}  # start of a chunk -> whether it is from the end
     ready: deque[range] = deque()
     free: deque[int] = deque()
     budgets = [worker.leaves_after for worker in workers]
@@ -89,18 +93,26 @@ def run_map(
     for index, worker in enumerate(workers):
         post(worker.joins_at, "join", index)
     while True:
-        while uncut:
-            size = sizer.next_size(n_out, n_chunks_out)
-            assert size == sizer.next_size(n_out, n_chunks_out), "asking changed the answer"
+        while uncut or input_:
+            from_end = uncut[0][0] if uncut else both_ends and sizer.from_end()
+            size = sizer.next_size(n_out, n_chunks_out, from_end=from_end)
+            again = sizer.next_size(n_out, n_chunks_out, from_end=from_end)
+            assert size == again, "asking changed the answer"
             assert size >= 1 or n_chunks_out, "stuck: nothing is out and nothing may be cut"
             assert 0 <= size <= MOST_ITEMS
             if size == 0:
                 break
-            chunk, rest = uncut[0][:size], uncut[0][size:]
-            uncut.popleft()
-            if rest:
-                uncut.appendleft(rest)
-            sizer.cut(len(chunk))
+            if uncut:
+                _, run = uncut.popleft()
+                chunk, rest = run[:size], run[size:]
+                if rest:
+                    uncut.appendleft((from_end, rest))
+            elif from_end:
+                chunk, input_ = input_[-size:], input_[:-size]
+            else:
+                chunk, input_ = input_[:size], input_[size:]
+            sizer.cut(len(chunk), from_end=from_end)
+            sides[chunk.start] = from_end
             outcome.sizes.append(len(chunk))
             n_out += len(chunk)
             n_chunks_out += 1
@@ -123,10 +135,11 @@ def run_map(
                 outcome.makespan = now
                 n_out -= len(chunk)
                 n_chunks_out -= 1
-                sizer.done(n_done, work)
+                from_end = sides.pop(chunk.start)
+                sizer.done(n_done, work, from_end=from_end)
                 if n_done < len(chunk):
-                    sizer.returned(len(chunk) - n_done)
-                    uncut.appendleft(chunk[n_done:])
+                    sizer.returned(len(chunk) - n_done, from_end=from_end)
+                    uncut.appendleft((from_end, chunk[n_done:]))
                 if budgets[index] <= 0:
                     sizer.n_workers -= 1
         while ready and free:
@@ -140,7 +153,7 @@ def run_map(
                 n_done += 1
                 seconds = costs[item] / workers[index].speed
                 work += seconds
-                if seconds > overrun:
+                if work > overrun:
                     break
             post(now + overhead + work, "finish", index, chunk, n_done, work)
 

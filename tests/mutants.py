@@ -657,7 +657,11 @@ EDITS: dict[str, list[Edit]] = {
         ),
     ],
     "dmap/chunks.py": [
-        Edit("sizes jump", "return 4 if self._last * cost < FLOOR else 2", "return 64"),
+        Edit(
+            "sizes jump",
+            "max(2.0, min(16.0, _n_items_in(FLOOR, self.last * cost)))",
+            "64",
+        ),
         Edit(
             "a chunk is as long as it likes",
             "_n_items_in(TARGET, cost))))",
@@ -670,16 +674,27 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "the worst of the last few is forgotten",
-            "max(self._seconds / self._n_items, max(cost for _, cost in self._recent))",
-            "self._seconds / self._n_items",
+            "max(self.mean(), max(cost for _, cost in self.recent))",
+            "self.mean()",
         ),
         Edit("nothing is ahead", "CHUNKS_AHEAD = 2", "CHUNKS_AHEAD = 1"),
         Edit("what came back is not shared again", "self._uncut += n_items", "pass"),
         Edit("a fixed size is no size", "return self._fixed\n", "return 1\n"),
         Edit(
             "what comes home in part is cut as large again",
-            "self._last = min(self._last, max(n for n, _ in self._recent))",
+            "side.last = min(side.last, max(n for n, _ in side.recent))",
             "pass",
+        ),
+        Edit(
+            "all comes from the front",
+            "return back.mean() > END_FACTOR * front.mean()",
+            "return False",
+        ),
+        Edit("the end is not looked at", "return back.n_cut < front.n_cut", "return False"),
+        Edit(
+            "both ends have one estimate",
+            "side = self._sides[from_end]\n        if not",
+            "side = self._sides[0]\n        if not",
         ),
     ],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -11,7 +12,15 @@ from chunk_simulation import Outcome, Worker, longest_first, run_map
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmap.chunks import CHUNKS_AHEAD, MOST_CHUNKS_AHEAD, MOST_ITEMS, TARGET, ChunkSizer
+from dmap.chunks import (
+    CHUNKS_AHEAD,
+    FLOOR,
+    MOST_CHUNKS_AHEAD,
+    MOST_ITEMS,
+    RECENT,
+    TARGET,
+    ChunkSizer,
+)
 
 TWO = [Worker(), Worker()]
 MILLISECONDS = [0.001] * 4_000
@@ -26,6 +35,16 @@ def heavy_tailed(seed: int) -> list[float]:
     """Return 4,000 items of 0.5 ms and more, few of them hundreds of times as much."""
     rng = random.Random(seed)
     return [0.0005 * rng.paretovariate(1.5) for _ in range(4_000)]
+
+
+def with_ends(*, front: float | None, back: float | None) -> ChunkSizer:
+    """Return a sizer that has seen one item of each end: so many seconds long, or still out."""
+    sizer = ChunkSizer(total=100)
+    for from_end, cost in enumerate([front, back]):
+        sizer.cut(1, from_end=bool(from_end))
+        if cost is not None:
+            sizer.done(1, cost, from_end=bool(from_end))
+    return sizer
 
 
 def learned(sizer: ChunkSizer, n_items: int, cost: float) -> ChunkSizer:
@@ -60,26 +79,31 @@ def test_a_worker_that_joins_opens_the_window() -> None:
 
 
 def test_a_chunk_takes_the_target_where_all_items_cost_the_same() -> None:
-    sizer = learned(ChunkSizer(), 32, 0.001)
+    sizer = learned(ChunkSizer(), 80, 0.001)
     assert sizer.next_size(0, 0) == pytest.approx(TARGET / 0.001, abs=1)
 
 
 def test_a_chunk_has_at_most_twice_the_items_of_the_last() -> None:
-    sizer = learned(ChunkSizer(), 20, 0.0001)
+    sizer = learned(ChunkSizer(), 20, 0.001)
     assert sizer.next_size(0, 0) == 40
 
 
-def test_a_tiny_chunk_is_followed_by_one_four_times_as_large() -> None:
+def test_a_tiny_chunk_is_followed_by_one_sixteen_times_as_large() -> None:
     sizer = learned(ChunkSizer(), 20, 0.00001)
-    assert sizer.next_size(0, 0) == 80
+    assert sizer.next_size(0, 0) == 320
+
+
+def test_a_short_chunk_is_followed_by_one_of_the_floor() -> None:
+    sizer = learned(ChunkSizer(), 20, FLOOR / 100)
+    assert sizer.next_size(0, 0) == 100
 
 
 def test_one_measured_item_does_not_prove_a_large_chunk() -> None:
     sizer = ChunkSizer(n_workers=100)
     sizer.cut(1)
     sizer.done(1, 1e-6)
-    sizer.cut(4)
-    assert sizer.next_size(4, 1) == 4
+    sizer.cut(16)
+    assert sizer.next_size(16, 1) == 16
 
 
 def test_items_that_cost_no_measurable_time_come_in_the_largest_chunks() -> None:
@@ -96,7 +120,7 @@ def test_one_dear_chunk_is_enough_to_shrink_the_next() -> None:
 def test_a_rare_dear_item_is_remembered_when_recent_chunks_were_cheap() -> None:
     sizer = ChunkSizer()
     sizer.done(1, 10.0)
-    for _ in range(50):
+    for _ in range(3 * RECENT):
         sizer.cut(1)
         sizer.done(1, 1e-5)
     assert sizer.next_size(0, 0) == 1
@@ -110,8 +134,8 @@ def test_a_slow_first_call_on_each_of_many_workers_is_forgotten() -> None:
 
 
 def test_no_chunk_takes_more_than_half_an_even_share_of_the_rest() -> None:
-    sizer = learned(ChunkSizer(total=1_000 * 30 + 80, n_workers=4), 30, 0.001)
-    assert sizer.next_size(0, 0) == 10
+    sizer = learned(ChunkSizer(total=1_000 * 100 + 160, n_workers=4), 100, 0.001)
+    assert sizer.next_size(0, 0) == 20
 
 
 def test_the_last_chunks_of_tiny_items_are_even_shares() -> None:
@@ -141,11 +165,11 @@ def test_sizes_start_again_from_what_comes_home_where_chunks_come_home_in_part()
         sizer.cut(MOST_ITEMS)
         sizer.done(10, 1e-6)
         sizer.returned(MOST_ITEMS - 10)
-    assert sizer.next_size(0, 0) == 40
+    assert sizer.next_size(0, 0) == 160
 
 
 def test_a_lost_chunk_does_not_shrink_the_next() -> None:
-    sizer = learned(ChunkSizer(), 30, 0.001)
+    sizer = learned(ChunkSizer(), 100, 0.001)
     size = sizer.next_size(0, 0)
     sizer.cut(size)
     sizer.returned(size)
@@ -177,6 +201,38 @@ def test_fixed_chunks_shorter_than_a_messages_way_go_out_in_numbers() -> None:
 def test_a_chunksize_below_one_is_refused(chunksize: int) -> None:
     with pytest.raises(ValueError, match=f"chunksize is {chunksize}"):
         ChunkSizer(chunksize=chunksize)
+
+
+def test_the_first_chunks_come_from_the_two_ends_in_turn() -> None:
+    sizer = ChunkSizer(total=100, n_workers=2)
+    sides = []
+    for _ in range(4):
+        sides.append(sizer.from_end())
+        sizer.cut(1, from_end=sides[-1])
+    assert sides == [False, True, False, True]
+
+
+def test_where_both_ends_cost_the_same_the_front_goes_first() -> None:
+    assert not with_ends(front=0.001, back=0.001).from_end()
+
+
+def test_the_end_goes_first_where_it_is_dearer() -> None:
+    assert with_ends(front=0.001, back=0.003).from_end()
+
+
+def test_a_difference_that_may_be_chance_does_not_count() -> None:
+    assert not with_ends(front=0.001, back=0.0015).from_end()
+
+
+def test_an_end_of_which_nothing_has_come_home_is_taken_for_the_dearer_one() -> None:
+    assert with_ends(front=0.001, back=None).from_end()
+    assert not with_ends(front=None, back=0.001).from_end()
+
+
+def test_chunks_of_each_end_have_the_size_that_its_items_want() -> None:
+    sizer = with_ends(front=0.001, back=0.4)
+    assert sizer.next_size(0, 0) == 4
+    assert sizer.next_size(0, 0, from_end=True) == 1
 
 
 # What must hold whatever the items cost and whoever comes and goes. `run_map` itself asserts that
@@ -217,69 +273,89 @@ def test_every_item_is_run_once(
 
 
 @given(costs=costs_of_any_kind, workers=passing_workers, overrun=st.sampled_from([1e-6, 1e9]))
-def test_sizes_grow_at_most_fourfold(
+def test_sizes_grow_at_most_sixteenfold(
     costs: list[float], workers: list[Worker], overrun: float
 ) -> None:
     sizer = ChunkSizer(total=len(costs))
-    sizes = run_map(costs, [*workers, Worker()], sizer, overrun=overrun).sizes
-    assert all(after <= 4 * before for before, after in pairwise(sizes))
+    sizes = run_map(costs, [*workers, Worker()], sizer, overrun=overrun, both_ends=False).sizes
+    assert all(after <= 16 * before for before, after in pairwise(sizes))
 
 
-# What the sizes are worth
+# What the sizes are worth. A chunk costs as much as on two cores that workers, client and server
+# share, where its way there and back is no idle time but work.
 
 
-def test_millisecond_items_on_two_workers_reach_97_percent_of_ideal() -> None:
-    outcome = run_auto(MILLISECONDS, TWO)
-    assert outcome.makespan <= sum(MILLISECONDS) / 2 / 0.97
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_heavy_tailed_items_in_random_order_reach_97_percent_of_ideal(seed: int) -> None:
-    costs = heavy_tailed(seed)
-    assert run_auto(costs, TWO).makespan <= sum(costs) / 2 / 0.97
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_heavy_tailed_items_in_descending_order_reach_97_percent_of_ideal(seed: int) -> None:
-    costs = sorted(heavy_tailed(seed), reverse=True)
-    assert run_auto(costs, TWO).makespan <= sum(costs) / 2 / 0.97
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_heavy_tailed_items_in_ascending_order_reach_90_percent_of_longest_first(seed: int) -> None:
-    costs = sorted(heavy_tailed(seed))
-    assert run_auto(costs, TWO).makespan <= longest_first(costs, 2) / 0.90
+def bounded_pareto(seed: int, n: int = 200) -> list[float]:
+    """Return items from 1 ms to 1 s, most of them short, the few long ones most of the work."""
+    rng = random.Random(seed)
+    return [0.001 / (1 - rng.random() * (1 - 0.001**0.5)) ** 2 for _ in range(n)]
 
 
 @pytest.mark.parametrize("n_workers", [2, 8])
-def test_items_from_microseconds_to_minutes_do_as_well_as_single_ones(n_workers: int) -> None:
+def test_millisecond_items_reach_97_percent_of_ideal(n_workers: int) -> None:
+    outcome = run_auto(MILLISECONDS, [Worker()] * n_workers)
+    assert outcome.makespan <= sum(MILLISECONDS) / n_workers / 0.97
+
+
+def test_few_millisecond_items_reach_96_percent_of_ideal() -> None:
+    assert run_auto(MILLISECONDS[:800], TWO).makespan <= 0.4 / 0.96
+
+
+@pytest.mark.parametrize("make", [heavy_tailed, bounded_pareto])
+def test_heavy_tailed_items_in_random_order_reach_97_percent_of_taking_each_as_it_comes(
+    make: Callable[[int], list[float]],
+) -> None:
+    # Nobody who does not know the durations can know that a long item is among the last. So these
+    # are the mean of many orders, and beside single items that cost no message.
+    worth = []
+    for seed in range(10):
+        costs = make(seed)
+        single = run_map(costs, TWO, ChunkSizer(chunksize=1), latency=0, overhead=0)
+        worth.append(single.makespan / run_auto(costs, TWO).makespan)
+    assert sum(worth) / len(worth) >= 0.97
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+@pytest.mark.parametrize("make", [heavy_tailed, bounded_pareto])
+@pytest.mark.parametrize("n_workers", [2, 8])
+def test_heavy_tailed_items_in_order_reach_97_percent_of_who_knows_the_durations(
+    make: Callable[[int], list[float]], reverse: bool, n_workers: int
+) -> None:
+    for seed in range(5):
+        costs = sorted(make(seed), reverse=reverse)
+        known = longest_first(costs, n_workers)
+        assert run_auto(costs, [Worker()] * n_workers).makespan <= known / 0.97
+
+
+def test_ascending_items_that_can_only_be_had_from_the_front_reach_85_percent() -> None:
+    for seed in range(5):
+        costs = sorted(heavy_tailed(seed))
+        outcome = run_map(costs, TWO, ChunkSizer(total=len(costs)), both_ends=False)
+        assert outcome.makespan <= longest_first(costs, 2) / 0.85
+
+
+def test_items_from_microseconds_to_minutes_reach_97_percent_of_who_knows_the_durations() -> None:
     rng = random.Random(1)
     costs = sorted(rng.lognormvariate(-9, 3) for _ in range(5_000))
-    workers = [Worker()] * n_workers
-    single = run_map(costs, workers, ChunkSizer(chunksize=1), latency=0, overhead=0)
-    assert run_auto(costs, workers).makespan <= single.makespan / 0.97
+    assert run_auto(costs, TWO).makespan <= longest_first(costs, 2) / 0.97
 
 
 def test_dear_items_at_the_very_end_are_not_caught_in_one_chunk() -> None:
     costs = [1e-5] * 10_000 + [10.0] * 10
-    assert run_auto(costs, TWO).makespan <= 51
+    outcome = run_map(costs, TWO, ChunkSizer(total=len(costs)), both_ends=False)
+    assert outcome.makespan <= 51
 
 
 def test_ten_second_items_amid_ten_microsecond_items_do_not_hold_others_up() -> None:
     rng = random.Random(1)
     costs = [10.0 if rng.random() < 0.01 else 1e-5 for _ in range(20_000)]
-    outcome = run_map(costs, [Worker()] * 8, ChunkSizer(total=len(costs)), overrun=0.1)
-    assert outcome.makespan <= sum(costs) / 8 / 0.95
+    assert run_auto(costs, [Worker()] * 8).makespan <= longest_first(costs, 8) / 0.97
 
 
 def test_dear_items_after_cheap_ones_hold_others_up_for_one_item_at_most() -> None:
     costs = [1e-5] * 100_000 + [10.0] * 40 + [1e-5] * 100_000
-    outcome = run_map(costs, TWO, ChunkSizer(total=None), overrun=0.1)
+    outcome = run_map(costs, TWO, ChunkSizer(total=None), both_ends=False)
     assert outcome.makespan <= sum(costs) / 2 + 10.0
-
-
-def test_a_million_noops_cost_less_than_ten_percent_overhead() -> None:
-    assert run_auto(NOOPS, TWO).makespan <= sum(NOOPS) / 2 * 1.10
 
 
 def test_a_million_noops_take_at_most_sixty_chunks() -> None:

@@ -122,7 +122,7 @@ def make(
     one = Map(
         workshop,  # type: ignore[arg-type]
         closures.Closure(func),
-        Items([items]),
+        Items([items], whole=keep),
         Settings(**options),
         "f",
         keep=keep,
@@ -384,6 +384,93 @@ def test_equal_items_of_a_merged_map_have_equal_uniqs() -> None:
     workshop.submit_all = see  # type: ignore[method-assign]
     assert run.all() == [6, 8, 6]
     assert uniqs[0] == uniqs[2] != uniqs[1]
+
+
+def test_chunks_come_from_both_ends_of_a_list_and_the_values_are_in_order() -> None:
+    run, workshop = make(double, list(range(300)))
+    firsts: list[int] = []
+    submit_all = workshop.submit_all
+
+    def see(tickets: Sequence[Ticket]) -> None:
+        firsts.extend(work.load_argument(ticket.argument).items[0] for ticket in tickets)  # type: ignore[union-attr]
+        submit_all(tickets)
+
+    workshop.submit_all = see  # type: ignore[method-assign]
+    assert run.all() == [2 * n for n in range(300)]
+    assert firsts[:4] == [0, 299, 1, 298]
+
+
+@pytest.mark.parametrize("options", [{"chunksize": 7}, {"attempts": 1}, {"merge": True}])
+def test_who_says_how_to_cut_has_his_chunks_from_the_front(options: dict[str, Any]) -> None:
+    run, workshop = make(double, list(range(30)), **options)
+    firsts: list[int] = []
+    submit_all = workshop.submit_all
+
+    def see(tickets: Sequence[Ticket]) -> None:
+        firsts.extend(work.load_argument(ticket.argument).items[0] for ticket in tickets)  # type: ignore[union-attr]
+        submit_all(tickets)
+
+    workshop.submit_all = see  # type: ignore[method-assign]
+    assert run.all() == [2 * n for n in range(30)]
+    assert firsts == sorted(firsts)
+
+
+def test_a_lazy_map_sees_what_is_added_to_its_list() -> None:
+    todo = list(range(5))
+    run, _ = make(double, todo, keep=False)
+    values: list[int] = []
+    for part in run.parts():
+        values += part
+        if len(todo) < 20:
+            todo.append(len(todo))
+    assert values == [2 * n for n in range(20)]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, range, iter])
+@pytest.mark.parametrize("n_others", [0, 1])
+def test_items_are_the_same_from_whatever_they_come(kind: Any, n_others: int) -> None:
+    items = Items([kind(range(9)) if kind is not range else range(9)] + [range(12)] * n_others)
+    taken = [*items.take(4), *items.take(3), *items.take(9), *items.take(1)]
+    assert taken == (list(zip(range(9), range(9), strict=True)) if n_others else list(range(9)))
+
+
+def test_items_meet_in_the_middle() -> None:
+    items = Items([["a", "b", "c", "d", "e"], range(4)], whole=True)
+    assert items.has_end
+    assert items.take_last(1) == (3, [("d", 3)])
+    assert items.take(2) == [("a", 0), ("b", 1)]
+    assert items.take_last(5) == (2, [("c", 2)])
+    assert items.take_last(1)[1] == items.take(1) == []
+
+
+def test_each_item_of_a_starmap_is_a_tuple_from_either_end() -> None:
+    items = Items([[[1, 2], [3, 4]]], star=True, whole=True)
+    assert items.take_last(1) == (1, [(3, 4)])
+    assert items.take(1) == [(1, 2)]
+
+
+def test_a_subclass_of_list_has_its_own_ways() -> None:
+    class Odd(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter([7, 8, 9])
+
+    items = Items([Odd([1, 2, 3])], whole=True)
+    assert not items.has_end
+    assert items.take(3) == [7, 8, 9]
+
+
+def test_a_range_is_sent_as_ranges() -> None:
+    run, workshop = make(double, range(100_000))
+    sent: list[Any] = []
+    submit_all = workshop.submit_all
+
+    def see(tickets: Sequence[Ticket]) -> None:
+        sent.extend(work.load_argument(ticket.argument).items for ticket in tickets)  # type: ignore[union-attr]
+        submit_all(tickets)
+
+    workshop.submit_all = see  # type: ignore[method-assign]
+    assert run.all() == list(range(0, 200_000, 2))
+    assert {type(items) for items in sent} == {range}
 
 
 def test_a_late_chunk_is_copied_and_the_first_result_wins() -> None:
