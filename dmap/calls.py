@@ -219,6 +219,11 @@ def dmap(
               at most one run.
             * ``on_error="raise"``: or "return" (the exception takes the value's place) or "skip".
             * ``merge=False``: join equal items of equal functions that wait or run anywhere.
+            * ``backup=False``: towards the end, run what takes long a second time on idle workers;
+              the first result counts and the other run is interrupted, or killed if it does not
+              let itself be. For functions that may run twice at once. It costs that much work,
+              and saves time only where a worker is slow or stuck, not where an item is long.
+              Not with ``merge`` or ``attempts=1``.
             * ``backup=False``: towards the end, run what takes long a second time on idle workers.
             * ``priority="normal"``: or "high" or "low".
             * ``seed=None``: a whole number. ``random``, NumPy's legacy functions and
@@ -297,7 +302,7 @@ def imap(
     Args:
         func: As for `dmap`.
         iterables: As for `dmap`.
-        options: those of `dmap`, and
+        options: those of `dmap` (``backup`` begins when the input has ended), and
 
             * ``ordered=True``: False yields values as they come.
             * ``buffersize=None``: how many items may be read ahead of what was taken; None bounds
@@ -320,7 +325,7 @@ def starmap(
     Args:
         func: As for `dmap`.
         tuples: The items; each is unpacked into arguments.
-        options: Those of `dmap`.
+        options: Those of `dmap`, ``backup`` included.
     """
     servers = options.pop("servers", None)
     if servers is None:

@@ -142,6 +142,10 @@ class Settings:
             raise ValueError(f'chunksize is {self.chunksize!r}: say 1 or more, or "auto"')
         if self.merge and self.chunksize not in ("auto", 1):
             raise ValueError("with merge=True each item is a job of its own: leave chunksize out")
+        if self.backup and self.merge:
+            raise ValueError("with merge=True a second run would join the first: leave backup out")
+        if self.backup and self.attempts == 1:
+            raise ValueError("attempts=1 is at most one run, and backup=True asks for a second one")
         if self.retries < 0:
             raise ValueError(f"retries is {self.retries}: say 0 or more")
         if self.attempts < 1:
@@ -638,7 +642,9 @@ class Map:
                 continue
             first = chunk.tickets[0]
             number = self._connection.next_number()
-            copy = Ticket(number, first.terms, first.argument, self, first.uniq, first.n_items)
+            # One attempt: what kills its workers should not do so twice as often.
+            terms = self._require_terms(1)
+            copy = Ticket(number, terms, first.argument, self, n_items=first.n_items)
             chunk.tickets.append(copy)
             self._out[number] = chunk
             tickets.append(copy)
@@ -655,8 +661,10 @@ class Map:
         if chunk is None:
             return  # a copy was first
         others = [ticket for ticket in chunk.tickets if ticket is not event.ticket]
-        if others and (isinstance(event, Refused) or _is_loss(event)):
+        if others and not isinstance(event, Completed):
             chunk.tickets = others  # there is still one that runs
+            if isinstance(event, Failed) and isinstance(event.message, JobFail):
+                self._count_loss(chunk, event.message)
             return
         for other in others:
             del self._out[other.number]
@@ -748,6 +756,14 @@ class Map:
                 self._fail(index, item, error_of(event, index), chunk)
         self._return(chunk, start, items[:first])
 
+    def _count_loss(self, chunk: _Chunk, message: JobFail) -> None:
+        """Count the attempt that one of two runs of a chunk was, if its worker was lost."""
+        if message.code != "lost":
+            return
+        first = chunk.start + message.item
+        for index in range(first, min(first + message.n_items, chunk.start + len(chunk.items))):
+            self._lost[index] = self._lost.get(index, 0) + max(1, message.attempt)
+
     def _on_refused(self, chunk: _Chunk, event: Refused) -> None:
         items, start = chunk.items, chunk.start
         if event.trouble != "too_large":
@@ -818,7 +834,3 @@ class Map:
             self._next_home = start + part.n
             self._nbytes_home -= part.nbytes
         return part
-
-
-def _is_loss(event: Completed | Failed) -> bool:
-    return isinstance(event, Failed) and isinstance(event.message, JobFail)

@@ -473,21 +473,82 @@ def test_a_range_is_sent_as_ranges() -> None:
     assert {type(items) for items in sent} == {range}
 
 
-def test_a_late_chunk_is_copied_and_the_first_result_wins() -> None:
-    run, workshop = make(double, range(3), backup=True, chunksize=1)
-    slow: list[Ticket] = []
-    wait = workshop.wait
+class SlowWorkshop:
+    """Holds back the first chunk of a map until that has copied it, and then decides what ends how.
 
-    def wait_for_others(done: Callable[[], bool], timeout: float | None, lanes: object) -> bool:
-        if not slow:
-            slow.append(workshop.waiting.popleft())
-        if not workshop.waiting:
+    Args:
+        ends: what becomes of the two runs of it, in turn: who ("first" or "copy"), and its fate.
+    """
+
+    def __init__(self, ends: list[tuple[str, Fate]], **options: Any) -> None:
+        self.run, self.workshop = make(double, range(3), backup=True, chunksize=1, **options)
+        self.ends = deque(ends)
+        self.runs: dict[str, Ticket] = {}
+        self.wait_for_others = self.workshop.wait
+        self.workshop.wait = self.wait  # type: ignore[method-assign]
+
+    def wait(self, done: Callable[[], bool], timeout: float | None, lanes: object) -> bool:
+        waiting = self.workshop.waiting
+        if not self.runs:
+            self.runs["first"] = waiting.popleft()
+        if not waiting:
             time.sleep(timeout or 0)
-        return wait(done, timeout, lanes)
+            return done()
+        if waiting[0].argument is self.runs["first"].argument:
+            self.runs["copy"] = waiting.popleft()
+            self.end()
+            return done()
+        return self.wait_for_others(done, timeout, lanes)
 
-    workshop.wait = wait_for_others  # type: ignore[method-assign]
-    assert run.all() == [0, 2, 4]
-    assert workshop.cancelled == [slow[0].number]
+    def end(self) -> None:
+        while self.ends:
+            who, fate = self.ends.popleft()
+            ticket = self.runs[who]
+            argument = work.load_argument(ticket.argument)
+            assert isinstance(argument, work.Chunk)
+            ticket.owner.hear(fate(ticket, argument.items))  # type: ignore[arg-type]
+
+
+def raises(ticket: Ticket, items: Sequence[Any]) -> Event:
+    def bad(item: Any) -> Any:
+        raise KeyError(item)
+
+    return complete(bad)(ticket, items)
+
+
+@pytest.mark.parametrize(("winner", "loser"), [("first", "copy"), ("copy", "first")])
+def test_a_late_chunk_is_copied_and_the_first_result_wins(winner: str, loser: str) -> None:
+    slow = SlowWorkshop([(winner, complete(double))])
+    assert slow.run.all() == [0, 2, 4]
+    assert slow.workshop.cancelled == [slow.runs[loser].number]
+
+
+@pytest.mark.parametrize("failure", [raises, fail("lost", n_items=1), fail("timeout")])
+@pytest.mark.parametrize(("one", "other"), [("first", "copy"), ("copy", "first")])
+def test_a_run_that_fails_does_not_hurt_while_the_other_goes_on(
+    failure: Fate, one: str, other: str
+) -> None:
+    slow = SlowWorkshop([(one, failure), (other, complete(double))])
+    assert slow.run.all() == [0, 2, 4]
+    assert slow.workshop.cancelled == []
+
+
+def test_what_raises_in_both_runs_is_raised() -> None:
+    slow = SlowWorkshop([("copy", raises), ("first", raises)])
+    with pytest.raises(KeyError):
+        slow.run.all()
+
+
+def test_the_losses_of_both_runs_are_attempts() -> None:
+    lost = fail("lost", n_items=1)
+    slow = SlowWorkshop([("copy", lost), ("first", lost)], attempts=2)
+    with pytest.raises(WorkerLost, match="2"):
+        slow.run.all()
+
+
+def test_a_result_that_comes_after_the_other_is_dropped() -> None:
+    slow = SlowWorkshop([("copy", complete(double)), ("first", complete(str))])
+    assert slow.run.all() == [0, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -503,6 +564,8 @@ def test_a_late_chunk_is_copied_and_the_first_result_wins() -> None:
         {"buffersize": 0},
         {"labels": "gpu"},
         {"merge": True, "chunksize": 5},
+        {"merge": True, "backup": True},
+        {"attempts": 1, "backup": True},
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
