@@ -24,7 +24,8 @@ sizes follow from the seconds that workers measured:
   number of workers, anew each time. That is too much where costs vary or fall; factoring
   (S. F. Hummel, E. Schonberg and L. E. Flynn, Communications of the ACM 35(8), 1992) divides only
   half of the rest, and so does this. Chunks of less than FLOOR seconds are mostly message and even
-  out what nobody sees, so there a whole even share is cut. Endless input has no rest to share.
+  out what nobody sees, so there a whole even share is cut, and none is meant for less than LEAST
+  seconds. Endless input has no rest to share.
 * **Ahead.** One chunk a worker runs and one waits at the server, where whoever is free first takes
   it. More would not make a worker busier, and would be sized by older measurements.
 * **Both ends.** Where all items are there (a list, say), chunks may be cut from the end too. Who
@@ -46,6 +47,7 @@ from typing import Literal
 TARGET = 0.1
 OVERRUN = 0.2  # seconds after which a chunk that the sizer had meant for less comes home in part
 FLOOR = 0.004  # seconds of work in a chunk, where an even share of the rest is as much
+LEAST = 0.0002  # seconds of work in a chunk, where as much is left: less is all message
 MOST_ITEMS = 65_536  # in a chunk that sizes itself: bounds what is lost with it and cut up anew
 SHARES = 2  # a worker: the parts into which the rest is divided
 CHUNKS_AHEAD = 2  # a worker: one runs, one waits
@@ -86,9 +88,10 @@ class _Side:
         """Estimate the seconds of the next item with care; something has come home."""
         return max(self.mean(), max(cost for _, cost in self.recent))
 
-    def growth(self, cost: float) -> float:
+    def growth(self) -> float:
         """Return how many times the items of the last chunk the next one may have."""
-        return max(2.0, min(16.0, _n_items_in(FLOOR, self.last * cost)))
+        # By what came home last: what each chunk takes beside its items weighs less and less.
+        return max(2.0, min(16.0, _n_items_in(FLOOR, self.last * self.recent[-1][1])))
 
 
 class ChunkSizer:
@@ -152,10 +155,11 @@ class ChunkSizer:
         if not side.recent:
             return 1
         cost = side.cost()
-        most: float = min(MOST_ITEMS, ceil(side.growth(cost) * min(side.last, side.n_items)))
+        most: float = min(MOST_ITEMS, ceil(side.growth() * min(side.last, side.n_items)))
         if self._uncut is not None:
             even = self._uncut / max(1, self.n_workers)
-            most = min(most, max(ceil(even / SHARES), min(ceil(even), _n_items_in(FLOOR, cost))))
+            share = max(ceil(even / SHARES), min(ceil(even), _n_items_in(FLOOR, cost)))
+            most = min(most, max(share, _n_items_in(LEAST, cost)))
         return max(1, int(min(most, _n_items_in(TARGET, cost))))
 
     def cut(self, n_items: int, *, from_end: bool = False) -> None:

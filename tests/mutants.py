@@ -659,7 +659,7 @@ EDITS: dict[str, list[Edit]] = {
     "dmap/chunks.py": [
         Edit(
             "sizes jump",
-            "max(2.0, min(16.0, _n_items_in(FLOOR, self.last * cost)))",
+            "max(2.0, min(16.0, _n_items_in(FLOOR, self.last * self.recent[-1][1])))",
             "64",
         ),
         Edit(
@@ -685,6 +685,7 @@ EDITS: dict[str, list[Edit]] = {
             "side.last = min(side.last, max(n for n, _ in side.recent))",
             "pass",
         ),
+        Edit("the last items go one by one", "max(share, _n_items_in(LEAST, cost))", "share"),
         Edit(
             "all comes from the front",
             "return back.mean() > END_FACTOR * front.mean()",
