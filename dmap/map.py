@@ -345,6 +345,7 @@ class Map:
         self._n_chunks_out = 0
         self._nbytes_out = 0
         self._parts: dict[int, _Part] = {}  # start -> what is home and not taken
+        self._values: list[Any] = []  # of the first items, where all are kept
         self._arrived: deque[int] = deque()  # starts, in the order of their coming
         self._next_home = 0  # the start of the part to take next, if order is wanted
         self._n_taken = 0  # items
@@ -375,12 +376,21 @@ class Map:
             goes_on = self._step()
             if self._error is not None and raises:
                 raise self._error
+            if raises:
+                # Now, while they are in the caches; and each value has its index for a place.
+                self._join()
             if goes_on:
                 self._wait()
-        values: list[Any] = []
+        values = self._values
         for start in sorted(self._parts):
             values += self._parts[start].values
         return values
+
+    def _join(self) -> None:
+        """Put the values of all that is home and next in order together."""
+        while (part := self._parts.pop(self._next_home, None)) is not None:
+            self._values += part.values
+            self._next_home += part.n
 
     def parts(self) -> Iterator[list[Any]]:
         """Yield the values of consecutive items, in order or as they come home."""
@@ -400,12 +410,11 @@ class Map:
 
     def results(self) -> dict[int, Any]:
         """Return what is home and was not taken: index -> value."""
-        return {
-            start + n: value
-            for start, part in self._parts.items()
-            if part.error is None
-            for n, value in enumerate(part.values)
-        }
+        found = dict(enumerate(self._values))
+        for start, part in self._parts.items():
+            if part.error is None:
+                found.update(enumerate(part.values, start))
+        return found
 
     def close(self) -> None:
         """Cancel what is out, and sum up."""
