@@ -50,10 +50,10 @@ mutants: $(VENV)/.installed-test
 	$(BIN)/python tests/mutants.py $(ARGS)
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python benchmarks/run.py --json benchmarks/results/latest.json $(ARGS)
+	$(BIN)/python -m benchmarks --json benchmarks/results/latest.json $(ARGS)
 
 bench-quick: $(VENV)/.installed-test
-	$(BIN)/python benchmarks/run.py --rounds 3 --scale 0.2 $(ARGS)
+	$(BIN)/python -m benchmarks --quick $(ARGS)
 
 clean:
 	rm -rf .venv .venv-3.* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \

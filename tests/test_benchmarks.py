@@ -1,31 +1,20 @@
-"""The benchmarks run to their end, with sizes that measure nothing."""
+"""The benchmarks' own machinery, with sizes that measure nothing."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
-RUN = Path(__file__).parent.parent / "benchmarks" / "run.py"
+from benchmarks import questions  # noqa: E402
 
 
-def test_every_figure_is_measured_beside_both_pools(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    argv = [sys.executable, str(RUN), "--rounds", "2", "--scale", "0.001", "--json", str(file)]
-    said = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
-    assert said.returncode == 0, said.stderr
-
-    figures = json.loads(file.read_text())["figures"]
-    assert list(figures) == ["single", "back", "noop", "ms", "cold"]
-    for figure in figures.values():
-        ways = list(figure["ways"])
-        for contender in ("dmap", "Pool", "ProcessPoolExecutor"):
-            assert any(way.startswith(contender) for way in ways)
-            assert all(way in said.stdout for way in ways)
-        for values in figure["ways"].values():
-            assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in values.values())
+@pytest.mark.parametrize("name", questions.names())
+def test_a_question_is_asked_of_dmap_first(name: str) -> None:
+    question = questions.load(name)
+    assert question.name == name
+    assert question.ways[0].peer == "dmap"
