@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "questions": {},
     }
     adopt_orphans()
+    begin = time.monotonic()
     print(table.heading(report), flush=True)
     for name in wanted:
         question = questions.load(name)
@@ -63,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             report["rounds"],
             is_quick=arguments.quick,
             peers=[name for name in peers if name not in missing],
-            say=lambda what: print(what, file=sys.stderr, flush=True),
+            say=lambda what: print(
+                f"{time.monotonic() - begin:6.1f} s  {what}", file=sys.stderr, flush=True
+            ),
         )
         # What a runner that ended in an instant has left behind was adopted by this process.
         end_descendants(os.getpid())

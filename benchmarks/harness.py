@@ -30,7 +30,9 @@ Open = Callable[[], AbstractContextManager[Call]]
 """Starts a peer, yields the call, and ends the peer."""
 
 START_TIMEOUT = 60.0
-"""Seconds in which a way must be ready: its peer up, and its size found."""
+"""Seconds in which a peer must be up; all of a question start at the same time."""
+SETTLE_TIMEOUT = 60.0
+"""Seconds in which a way must have found its sizes."""
 CALL_TIMEOUT = 60.0
 """Seconds in which a round of a way must end."""
 CLOSE_TIMEOUT = 10.0
@@ -48,13 +50,17 @@ class Way:
         peer: Its name in ``peers.PEERS``; ``limit`` for what no peer can beat.
         open: Starts it: a context manager that yields the call.
         n_workers: What the chunk sizes are divided among; 0 if the call takes no chunk size.
-            Otherwise the call takes it as its second argument, and is measured at its best.
+            Otherwise it may be given one as its second argument, and is measured at its best, too.
+        who_best: What it is called then, if not the same.
+        at_most: Items that it is given at most, where more would only take longer; 0 for all.
     """
 
     who: str
     peer: str
     open: Open
     n_workers: int = 0
+    who_best: str = ""
+    at_most: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Question:
         seconds: Where not None, a way that takes longer for n items is given fewer, so that a
             round takes about as long; its row says how many. Only for what is a rate.
         n_rounds: Where not None, at most so many.
+        warm_up: Items that each way does before it is measured.
         untaken: Peers that cannot answer, with the reason. They have a row, too.
     """
 
@@ -86,6 +93,7 @@ class Question:
     is_more_better: bool = True
     seconds: float | None = None
     n_rounds: int | None = None
+    warm_up: int = 10
     untaken: dict[str, str] = field(default_factory=dict)
 
 
@@ -160,17 +168,25 @@ def measured(call: Call, n: int) -> Values:
 # --- sizes ------------------------------------------------------------------------------------
 
 
-def timed(question: Question, call: Call, n: int) -> float:
-    """Return the seconds that a round takes."""
-    start = time.perf_counter()
-    question.take(call, n)
-    return time.perf_counter() - start
+@dataclass(frozen=True)
+class Settled:
+    """A way that is up, with what was found out.
+
+    Attributes:
+        who: Its name, with its chunk size if that was sought.
+        call: Takes the number of items only.
+        n: Items of a round.
+    """
+
+    who: str
+    call: Call
+    n: int
 
 
 def settle(
     question: Question, way: Way, call: Call, n: int, seconds: float | None
-) -> tuple[str, Call, int]:
-    """Find the number of items that a way can do in time, and its best chunk size.
+) -> list[Settled]:
+    """Find how many items a way can do in time, and its best chunk size.
 
     Args:
         question: What is asked.
@@ -180,46 +196,55 @@ def settle(
         seconds: What a round may take; None for all items, however long they take.
 
     Returns:
-        The way's name with what was found, a call that takes the number of items only, and n.
+        The way as it is by default, and, where it takes a chunk size, with its best one.
     """
-    who = way.who
+    n = min(n, way.at_most or n)
+    found = [Settled(way.who, call, sized(question, call, n, seconds))]
     if way.n_workers:
-        # Chunks at their largest first: these say fast whether n is too many.
-        size = max(1, n // way.n_workers)
-        n = sized(question, lambda n: call(n, max(1, min(size, n // way.n_workers))), n, seconds)
-        sizes = sorted({max(1, n // (way.n_workers * chunks)) for chunks in CHUNKS_A_WORKER})
-        took = {
-            size: min(timed(question, chunked(call, size), n) for _ in range(2)) for size in sizes
-        }
-        best = min(sizes, key=took.__getitem__)
-        call = chunked(call, best)
-        who = f"{who}, chunksize={best:,} (best)"
-    elif seconds is not None:
-        n = sized(question, call, n, seconds)
-    return who, call, n
+        # Chunks at their largest say fast whether n is too many.
+        n = sized(question, lambda n: call(n, max(1, min(n // 4, n // way.n_workers))), n, seconds)
+        part = max(way.n_workers, n // 4)
+        best = min(
+            CHUNKS_A_WORKER,
+            key=lambda chunks: timed(question, chunked(call, part, way, chunks), part),
+        )
+        size = max(1, n // (way.n_workers * best))
+        who = f"{way.who_best or way.who}, chunksize={size:,} (best)"
+        found.append(Settled(who, chunked(call, n, way, best), n))
+    return found
 
 
-def chunked(call: Call, size: int) -> Call:
-    """Return the call with its chunk size."""
+def timed(question: Question, call: Call, n: int) -> float:
+    """Return the seconds that a round takes."""
+    start = time.perf_counter()
+    question.take(call, n)
+    return time.perf_counter() - start
+
+
+def chunked(call: Call, n: int, way: Way, chunks: int) -> Call:
+    """Return the call with the chunk size that gives each worker so many chunks of n items."""
+    size = max(1, n // (way.n_workers * chunks))
     return lambda n: call(n, size)
 
 
 def sized(question: Question, call: Call, n: int, seconds: float | None) -> int:
     """Return how many items the call does in so many seconds, n at most. Warms up as well."""
+    trial = min(n, question.warm_up)
+    if trial:
+        question.take(call, trial)  # some start their processes only now
     if seconds is None:
         return n
-    trial = min(n, max(2, min(100, n // 1000)))
-    question.take(call, trial)  # some start their processes only now
+    trial = max(1, trial)
     while True:
         took = timed(question, call, trial)
         fits = int(trial * seconds / took)
-        if trial >= n or took > seconds / 4:
+        # The cost of a call, beside that of its items, hides what more items would show.
+        if trial >= n or took > seconds / 2:
             return n if fits >= n else max(1, round_down(fits))
-        # Towards what may do, and no more than tenfold: the first calls are the slowest.
-        trial = min(n, max(trial + 1, min(trial * 10, fits)))
+        trial = min(n, max(trial * 2, min(trial * 10, fits)))
 
 
 def round_down(n: int) -> int:
-    """Return n with its first digit only: 7,345 items are 7,000."""
+    """Return n with its first digit only: of 7,345 items, 7,000."""
     unit: int = 10 ** (len(str(max(n, 1))) - 1)
     return max(1, n // unit * unit)

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness import Call, Way
+from benchmarks.harness import Call, Open, Way
 
 N_WORKERS = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
@@ -34,7 +34,7 @@ class Running:
     ONCE = ""
     MAP = ""
     BEST = ""
-    """A map with a chunk size; where empty, ``MAP`` takes it."""
+    """A map with a chunk size; empty where there is nothing better than the default."""
 
     def each(self, function: Function, items: Items) -> list[Any]:
         """Submit each item as a job of its own, then gather all results in order."""
@@ -74,8 +74,9 @@ class Dmap(Running):
 
 @contextmanager
 def dmap_up() -> Iterator[Dmap]:
-    from dmap import shutdown
+    from dmap import shutdown, submit
 
+    submit(abs, 1).result(60)  # starts the local cluster
     yield Dmap()
     shutdown()
 
@@ -377,25 +378,49 @@ PEERS = {
 }
 
 
-def ways(call: str, work: Callable[[Running], Call]) -> list[Way]:
+def ways(call: str, work: Callable[[Any], Call]) -> list[Way]:
     """Return a way of each peer that has a call.
 
     Args:
-        call: ``EACH``, ``ONCE``, ``MAP``, or ``BEST``: then ``work`` is to return a call that
-            takes a chunk size as well.
+        call: ``EACH``, ``ONCE`` or ``MAP``.
         work: Gets the peer that is up, and returns the call that does the work on n items.
     """
-
-    def opener(peer: Peer) -> Callable[[], AbstractContextManager[Call]]:
-        @contextmanager
-        def opened() -> Iterator[Call]:
-            with peer.up() as running:
-                yield work(running)
-
-        return opened
-
     return [
-        Way(who, name, opener(peer), N_WORKERS if call == "BEST" else 0)
+        Way(who, name, opened(name, work))
         for name, peer in PEERS.items()
         if (who := getattr(peer.kind, call))
     ]
+
+
+def map_ways(function: Function) -> list[Way]:
+    """Return a way of each peer to map a function over n numbers, by default and at its best."""
+
+    def work(running: Running) -> Call:
+        def call(n: int, size: int | None = None) -> list[Any]:
+            if size is None:
+                return running.map(function, range(n))
+            return running.best(function, range(n), size)
+
+        return call
+
+    return [
+        Way(
+            peer.kind.MAP,
+            name,
+            opened(name, work),
+            N_WORKERS if peer.kind.BEST else 0,
+            peer.kind.BEST,
+        )
+        for name, peer in PEERS.items()
+    ]
+
+
+def opened(name: str, work: Callable[[Any], Call]) -> Open:
+    """Return what starts a peer, hands it to ``work``, and yields the call that this returns."""
+
+    @contextmanager
+    def open_it() -> Iterator[Call]:
+        with PEERS[name].up() as running:
+            yield work(running)
+
+    return open_it

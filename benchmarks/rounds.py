@@ -11,12 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.harness import (
     CALL_TIMEOUT,
     CLOSE_TIMEOUT,
+    SETTLE_TIMEOUT,
     START_TIMEOUT,
     Question,
     Row,
@@ -25,7 +27,7 @@ from benchmarks.peers import PEERS
 from benchmarks.processes import descendants, end_descendants, signal_all
 
 ROOT = Path(__file__).parent.parent
-SETTLE = 0.2
+AWAKE = 0.2
 """Seconds that a peer which was stopped gets for what it has missed."""
 
 
@@ -34,18 +36,15 @@ class WayFailed(Exception):
 
 
 class Runner:
-    """The process of one way. Blocks until it is ready, or has failed.
+    """The process of one way.
 
     Attributes:
-        row: What has come of it so far.
-
-    Raises:
-        WayFailed: it did not become ready.
+        rows: What has come of it so far: by default, and with its best chunk size.
     """
 
     def __init__(self, question: Question, number: int, n: int, seconds: float | None) -> None:
         way = question.ways[number]
-        self.row = Row(way.who, way.peer)
+        self.rows = [Row(way.who, way.peer)]
         self._is_restless = way.peer in PEERS and PEERS[way.peer].is_restless
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
         read_fd, self._orders = os.pipe()
@@ -70,33 +69,27 @@ class Runner:
         )
         os.close(read_fd)
         os.close(write_fd)
-        try:
-            ready = self._hear(START_TIMEOUT, "to start")
-        except WayFailed:
-            self.close()
-            raise
-        self.row.who, self.row.n = ready["who"], ready["n"]
-        self.rest()
+
+    # Each of these raises WayFailed if it ended, raised, or took too long.
+
+    def wait_up(self) -> None:
+        """Wait until its peer is up."""
+        self._hear(START_TIMEOUT, "to start")
+        self._rest()
+
+    def settle(self) -> None:
+        """Find its sizes, and with that its rows."""
+        peer = self.rows[0].peer
+        rows = self._order(SETTLE_TIMEOUT, "to find its sizes")["rows"]
+        self.rows = [Row(row["who"], peer, row["n"]) for row in rows]
 
     def take(self) -> None:
-        """Run a round.
-
-        Raises:
-            WayFailed: it ended, raised, or took too long. It must be closed.
-        """
-        if self._is_restless:
-            signal_all(descendants(self._process.pid), signal.SIGCONT)
-            signal_all([self._process.pid], signal.SIGCONT)
-            time.sleep(SETTLE)
-        os.write(self._orders, b"\n")
-        for unit, value in self._hear(CALL_TIMEOUT, "in a round")["values"].items():
-            self.row.values.setdefault(unit, []).append(float(f"{value:.5g}"))
-        self.rest()
-
-    def rest(self) -> None:
-        """Stop what would use the processor while others are measured."""
-        if self._is_restless:
-            signal_all([self._process.pid, *descendants(self._process.pid)], signal.SIGSTOP)
+        """Run a round."""
+        for row, values in zip(
+            self.rows, self._order(CALL_TIMEOUT, "in a round")["values"], strict=True
+        ):
+            for unit, value in values.items():
+                row.values.setdefault(unit, []).append(float(f"{value:.5g}"))
 
     def close(self) -> None:
         """End the peer, its processes and its runner."""
@@ -104,13 +97,29 @@ class Runner:
         signal_all([*descendants(pid), pid], signal.SIGCONT)
         os.close(self._orders)
         try:
-            self._process.wait(CLOSE_TIMEOUT if not self.row.failed else 0.1)
+            self._process.wait(0.1 if self.rows[0].failed else CLOSE_TIMEOUT)
         except subprocess.TimeoutExpired:
             end_descendants(pid)
             self._process.kill()
             self._process.wait()
         os.close(self._answers)
         self._log.close()
+
+    def _order(self, timeout: float, when: str) -> dict[str, Any]:
+        """Have something done, and return what came of it."""
+        if self._is_restless:
+            signal_all([*descendants(self._process.pid), self._process.pid], signal.SIGCONT)
+            time.sleep(AWAKE)
+        with suppress(BrokenPipeError):  # it has ended: that is heard
+            os.write(self._orders, b"\n")
+        said = self._hear(timeout, when)
+        self._rest()
+        return said
+
+    def _rest(self) -> None:
+        """Stop what would use the processor while others are measured."""
+        if self._is_restless:
+            signal_all([self._process.pid, *descendants(self._process.pid)], signal.SIGSTOP)
 
     def _hear(self, timeout: float, when: str) -> dict[str, Any]:
         """Return the runner's next line."""
@@ -131,9 +140,10 @@ class Runner:
         return said
 
     def _failed(self, why: str) -> WayFailed:
-        self.row.failed = " ".join(why.split())[:200]
-        self.row.values.clear()
-        return WayFailed(self.row.failed)
+        for row in self.rows:
+            row.failed = " ".join(why.split())[:200]
+            row.values.clear()
+        return WayFailed(self.rows[0].failed)
 
     def _last_words(self) -> str:
         self._log.seek(0)
@@ -161,36 +171,44 @@ def ask(
     n = question.quick_n if is_quick else question.n
     seconds = question.seconds
     if seconds is not None and is_quick:
-        seconds /= 4
+        seconds /= 2
     n_rounds = min(n_rounds, question.n_rounds or n_rounds)
-    rows: dict[int, Row] = {}
+    rows: dict[int, list[Row]] = {}
     runners: dict[int, Runner] = {}
+
+    def step(number: int, what: str, act: Callable[[Runner], None]) -> None:
+        say(f"{question.name}: {what}, {question.ways[number].who}")
+        runner = runners[number]
+        try:
+            act(runner)
+        except WayFailed as error:
+            say(f"{question.name}: failed, {error}")
+            runners.pop(number).close()
+        rows[number] = runner.rows
+
     try:
         for number, way in enumerate(question.ways):
             if peers is not None and way.peer not in {"dmap", "limit", *peers}:
                 continue
             if way.peer in PEERS and (why := PEERS[way.peer].missing()):
-                rows[number] = Row(way.who, way.peer, failed=why)
+                rows[number] = [Row(way.who, way.peer, failed=why)]
                 continue
-            say(f"{question.name}: starting {way.who}")
-            try:
-                runners[number] = Runner(question, number, n, seconds)
-                rows[number] = runners[number].row
-            except WayFailed as error:
-                rows[number] = Row(way.who, way.peer, failed=str(error))
-        for number in range(n_rounds):
+            runners[number] = Runner(question, number, n, seconds)
+        for number in list(runners):
+            step(number, "starts", Runner.wait_up)
+        for number in list(runners):
+            step(number, "finds its sizes", Runner.settle)
+        for turn in range(n_rounds):
             order = list(runners)
-            first = number % len(order) if order else 0
-            for one in order[first:] + order[:first]:
-                say(f"{question.name}: round {number + 1}, {rows[one].who}")
-                try:
-                    runners[one].take()
-                except WayFailed:
-                    runners.pop(one).close()
+            first = turn % len(order) if order else 0
+            for number in order[first:] + order[:first]:
+                step(number, f"round {turn + 1}", Runner.take)
     finally:
         for runner in runners.values():
             runner.close()
-    for peer, why in question.untaken.items():
-        if peers is None or peer in peers:
-            rows[len(rows) + len(question.ways)] = Row(PEERS[peer].title, peer, failed=why)
-    return [rows[number] for number in sorted(rows)]
+    untaken = [
+        Row(PEERS[peer].title, peer, failed=why)
+        for peer, why in question.untaken.items()
+        if peers is None or peer in peers
+    ]
+    return [row for number in sorted(rows) for row in rows[number]] + untaken

@@ -2,8 +2,9 @@
 
     python -m benchmarks.runner QUESTION WAY READ_FD WRITE_FD N SECONDS
 
-It writes a JSON line when it is ready, and one after each round; each line it reads is a round. At
-the end of its input it closes its peer and ends.
+It writes a JSON line when its peer is up. At the first line that it reads it finds its sizes, at
+each further one it runs a round; what came of it is a JSON line. At the end of its input it closes
+its peer and ends.
 """
 
 from __future__ import annotations
@@ -38,11 +39,16 @@ def main(argv: list[str]) -> int:
         way = question.ways[int(number)]
         limit = float(seconds) if seconds else None
         with way.open() as opened:
-            who, call, size = settle(question, way, opened, int(n), limit)
-            say(who=who, n=size)
+            say(is_up=True)
+            orders.readline()
+            settled = settle(question, way, opened, int(n), limit)
+            say(rows=[{"who": one.who, "n": one.n} for one in settled])
             for _ in orders:
-                gc.collect()
-                say(values=question.take(call, size))
+                values = []
+                for one in settled:
+                    gc.collect()
+                    values.append(question.take(one.call, one.n))
+                say(values=values)
     except BaseException as error:
         say(failed=f"{type(error).__name__}: {str(error).strip() or 'no word'}")
         raise

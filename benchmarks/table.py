@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import datetime
 import statistics
-from collections.abc import Iterator
 from typing import Any
-
-HEAD = "| | median | least to largest | dmap is |\n|---|---:|---:|---:|"
 
 Way = dict[str, Any]
 Asked = dict[str, Any]
@@ -38,15 +35,29 @@ def section(asked: Asked) -> str:
 
 
 def table(asked: Asked) -> str:
-    """Return the table of one question: each unit's rows, dmap first, then what failed."""
-    lines = [HEAD]
-    for unit in units(asked):
-        lines += rows(asked, unit)
-    lines += [
-        f"| {way['who']} | failed: {way['failed'].replace('|', '/')} | | |"
-        for way in asked["ways"]
-        if way["failed"]
-    ]
+    """Return the table of one question: a row a way, dmap first; what failed has its reason."""
+    found = units(asked)
+    if len(found) == 1:
+        lines = ["| | median | least to largest | dmap is |", "|---|---:|---:|---:|"]
+    else:
+        lines = [
+            f"| | {' | '.join(found)} | dmap is |",
+            f"|---|{'---:|' * len(found)}---:|",
+        ]
+    for way in asked["ways"]:
+        fewer = "" if way["failed"] or way["n"] == asked["n"] else f" ({way['n']:,} items)"
+        cells = [f"{way['who']}{fewer}"]
+        if way["failed"]:
+            cells += [f"failed: {way['failed'].replace('|', '/')}", *[""] * max(2, len(found))]
+        else:
+            for unit in found:
+                median, spread = spread_of(way["values"].get(unit, []))
+                if len(found) == 1:
+                    cells += [f"{median} {unit}", spread]
+                else:
+                    cells.append(f"{median} ({spread})" if spread else median)
+            cells.append(ratios(asked, way, found))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -55,16 +66,22 @@ def units(asked: Asked) -> list[str]:
     return list(dict.fromkeys(unit for way in asked["ways"] for unit in way["values"]))
 
 
-def rows(asked: Asked, unit: str) -> Iterator[str]:
-    """Yield the rows of a unit; the last column has how many times better dmap is."""
-    for way in answered(asked, unit):
-        values = way["values"][unit]
-        spread = f"{shown(min(values))} to {shown(max(values))}" if len(values) > 1 else ""
-        ratio = beside_dmap(asked, way, unit)
-        better = "" if ratio is None or way["peer"] == "dmap" else f"{shown(ratio)} x"
-        fewer = "" if way["n"] == asked["n"] else f" ({way['n']:,} items)"
-        median = f"{shown(statistics.median(values))} {unit}"
-        yield f"| {way['who']}{fewer} | {median} | {spread} | {better} |"
+def spread_of(values: list[float]) -> tuple[str, str]:
+    """Return the median, and the least and the largest if they differ."""
+    if not values:
+        return "", ""
+    least, median, largest = map(shown, (min(values), statistics.median(values), max(values)))
+    return median, "" if least == largest else f"{least} to {largest}"
+
+
+def ratios(asked: Asked, way: Way, units: list[str]) -> str:
+    """Return how many times better dmap is, in each unit; nothing beside dmap itself."""
+    if way["peer"] == "dmap" and way is asked["ways"][0]:
+        return ""
+    found = [beside_dmap(asked, way, unit) for unit in units]
+    if not any(found):
+        return ""
+    return ", ".join("" if ratio is None else shown(ratio) for ratio in found) + " x"
 
 
 def answered(asked: Asked, unit: str) -> list[Way]:
@@ -83,7 +100,7 @@ def best_of(asked: Asked, ways: list[Way], unit: str) -> Way | None:
 def beside_dmap(asked: Asked, way: Way, unit: str) -> float | None:
     """Return how many times better dmap's median is than this way's; None if it cannot be said."""
     dmaps = [one for one in answered(asked, unit) if one["peer"] == "dmap"]
-    if not dmaps:
+    if not dmaps or not way["values"].get(unit):
         return None
     reference = statistics.median(dmaps[0]["values"][unit])
     median = statistics.median(way["values"][unit])
