@@ -6,10 +6,10 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from benchmarks.harness import Call
+from benchmarks.harness import Call, Open
 from benchmarks.peers import N_WORKERS
 
 
@@ -52,27 +52,54 @@ def bare_forks(function: Callable[[Any], Any]) -> Iterator[Call]:
     yield call
 
 
-def copied_by_forks(n: int, nbytes: int, make: Callable[[int], Any]) -> float:
-    """Have forks make arrays and copy each once into fresh memory that all share.
+@contextmanager
+def copied_by_forks(nbytes: int, make_all: Callable[[int], Call], is_fresh: bool) -> Iterator[Call]:
+    """Yield what has forks make arrays and copy each once into memory that all share.
 
     Args:
-        n: Arrays.
-        nbytes: Bytes of each.
-        make: Returns an array, given its number.
+        nbytes: Bytes of an array.
+        make_all: Given the number of arrays, returns what makes each, given its number. It is
+            called before the time begins.
+        is_fresh: Whether the kernel has to find the memory, and to clear it. Otherwise it is that
+            of the last call, as in a store that is kept.
 
-    Returns:
-        Seconds.
+    The call takes the number of arrays and returns the seconds.
     """
     import numpy as np
 
-    with mmap.mmap(-1, n * nbytes) as shared:
+    with ExitStack() as kept:
+        memories: dict[int, mmap.mmap] = {}  # number of arrays -> memory that has been used
 
-        def part(number: int) -> None:
-            for item in range(number, n, N_WORKERS):
-                array = make(item)
-                there = np.frombuffer(shared, array.dtype, array.size, item * nbytes)
-                there[:] = array
+        def call(n: int) -> float:
+            make = make_all(n)
+            if is_fresh:
+                with mmap.mmap(-1, n * nbytes) as shared:
+                    return fill(shared, n, make)
+            if n not in memories:
+                memories[n] = kept.enter_context(mmap.mmap(-1, n * nbytes))
+                fill(memories[n], n, make)
+            return fill(memories[n], n, make)
 
-        start = time.perf_counter()
-        in_forks(part)
-        return time.perf_counter() - start
+        def fill(shared: mmap.mmap, n: int, make: Call) -> float:
+            def part(number: int) -> None:
+                for item in range(number, n, N_WORKERS):
+                    array = make(item)
+                    there = np.frombuffer(shared, array.dtype, array.size, item * nbytes)
+                    there[:] = array
+
+            start = time.perf_counter()
+            in_forks(part)
+            return time.perf_counter() - start
+
+        yield call
+
+
+def megabytes_a_second(mb: int, make_all: Callable[[int], Call], is_fresh: bool) -> Open:
+    """Return what opens ``copied_by_forks`` for arrays of so many megabytes, as a rate."""
+
+    @contextmanager
+    def opened() -> Iterator[Call]:
+        with copied_by_forks(mb * 1_000_000, make_all, is_fresh) as seconds:
+            yield lambda n: {"MB/s": n * mb / seconds(n)}
+
+    return opened

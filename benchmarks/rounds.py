@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -141,7 +142,7 @@ class Runner:
 
     def _failed(self, why: str) -> WayFailed:
         for row in self.rows:
-            row.failed = " ".join(why.split())[:200]
+            row.failed = shortened(why)
             row.values.clear()
         return WayFailed(self.rows[0].failed)
 
@@ -149,6 +150,11 @@ class Runner:
         self._log.seek(0)
         lines = self._log.read()[-4000:].decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no word"
+
+
+def shortened(why: str) -> str:
+    """Return the first words of a reason, in one line."""
+    return textwrap.shorten(why, 120, placeholder=" ...")
 
 
 def ask(
@@ -186,6 +192,11 @@ def ask(
             runners.pop(number).close()
         rows[number] = runner.rows
 
+    def is_slow(number: int) -> bool:
+        """Tell whether a way has its turn in every other round only."""
+        peer = PEERS.get(question.ways[number].peer)
+        return peer is not None and peer.is_slow
+
     try:
         for number, way in enumerate(question.ways):
             if peers is not None and way.peer not in {"dmap", "limit", *peers}:
@@ -199,7 +210,7 @@ def ask(
         for number in list(runners):
             step(number, "finds its sizes", Runner.settle)
         for turn in range(n_rounds):
-            order = list(runners)
+            order = [number for number in runners if turn % 2 == 0 or not is_slow(number)]
             first = turn % len(order) if order else 0
             for number in order[first:] + order[:first]:
                 step(number, f"round {turn + 1}", Runner.take)

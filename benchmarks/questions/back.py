@@ -22,5 +22,5 @@ QUESTION = Question(
     quick_n=500,
     take=latency,
     is_more_better=False,
-    seconds=1.0,
+    seconds=0.5,
 )

@@ -97,4 +97,5 @@ QUESTION = Question(
     take=duration("s", lambda n: str(list(range(n)))),
     is_more_better=False,
     n_rounds=3,
+    warm_up=0,
 )

@@ -22,5 +22,5 @@ QUESTION = Question(
     n=50_000,
     quick_n=10_000,
     take=rate("jobs/s", lambda n: list(range(n))),
-    seconds=1.0,
+    seconds=0.5,
 )

@@ -13,7 +13,7 @@ from benchmarks.peers import N_WORKERS, opened, ways
 from benchmarks.work import sleep
 
 SECONDS_AN_ITEM = 1 / 300
-ORDERS = ("descending", "random", "ascending")
+ORDERS = ("random", "descending", "ascending")
 
 
 def durations(n: int) -> list[float]:
