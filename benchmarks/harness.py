@@ -78,8 +78,8 @@ class Question:
         is_more_better: Whether the larger value wins.
         seconds: Where not None, a way that takes longer for n items is given fewer, so that a
             round takes about as long; its row says how many. Only for what is a rate.
-        n_rounds: Where not None, at most so many.
-        warm_up: Items that each way does before it is measured.
+        n_rounds: Where not None, a round is long: at most so many, and one with ``--quick``.
+        warm_up: Items that each way does before it is measured, and in a round at least.
         untaken: Peers that cannot answer, with the reason. They have a row, too.
     """
 
@@ -229,18 +229,17 @@ def chunked(call: Call, n: int, way: Way, chunks: int) -> Call:
 
 def sized(question: Question, call: Call, n: int, seconds: float | None) -> int:
     """Return how many items the call does in so many seconds, n at most. Warms up as well."""
-    trial = min(n, question.warm_up)
-    if trial:
-        question.take(call, trial)  # some start their processes only now
+    if question.warm_up:
+        question.take(call, min(n, question.warm_up))  # some start their processes only now
     if seconds is None:
         return n
-    trial = max(1, trial)
+    trial = least = max(1, min(n, question.warm_up))
     while True:
         took = timed(question, call, trial)
         fits = int(trial * seconds / took)
         # The cost of a call, beside that of its items, hides what more items would show.
         if trial >= n or took > seconds / 2:
-            return n if fits >= n else max(1, round_down(fits))
+            return n if fits >= n else max(least, round_down(fits))
         trial = min(n, max(trial * 2, min(trial * 10, fits)))
 
 

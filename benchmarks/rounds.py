@@ -178,7 +178,8 @@ def ask(
     seconds = question.seconds
     if seconds is not None and is_quick:
         seconds /= 2
-    n_rounds = min(n_rounds, question.n_rounds or n_rounds)
+    if question.n_rounds is not None:
+        n_rounds = 1 if is_quick else min(n_rounds, question.n_rounds)
     rows: dict[int, list[Row]] = {}
     runners: dict[int, Runner] = {}
 

@@ -56,5 +56,5 @@ QUESTION = Question(
     take=measured,
     seconds=0.6,
     n_rounds=3,
-    warm_up=2,
+    warm_up=4,
 )

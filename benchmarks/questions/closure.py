@@ -160,7 +160,7 @@ def ways() -> list[Way]:
         Way("dask Client.scatter(broadcast=True)", "dask", opened("dask", dask_scatter)),
         plainly("ray", reader),
         Way("ray.put", "ray", opened("ray", ray_put)),
-        plainly("ipyparallel", reader, FEW),
+        plainly("ipyparallel", captured, FEW),
         Way("ipyparallel push", "ipyparallel", opened("ipyparallel", ipyparallel_push)),
         Way("limit: one copy into fresh memory, then the builtin map", "limit", one_copy),
     ]
@@ -183,8 +183,8 @@ QUESTION = Question(
         "function closes over the array, or is a `functools.partial` of it for who cannot pickle "
         "closures. Then each peer's own way to give an array to all items, from the array on; "
         "processes that it has to start for that included. Who copies the array for each item is "
-        "given fewer items, since the rate is what counts. A pool that forks when the array is there "
-        "already copies nothing at all, and may pass the limit."
+        "given fewer items, since the rate is what counts. A pool that forks when the array is "
+        "there already copies nothing at all, and may pass the limit."
     ),
     ways=ways(),
     n=200,
