@@ -26,20 +26,17 @@ Neither end ever blocks. What a child does not read costs the supervisor a few n
 from __future__ import annotations
 
 import _socket  # the module around it takes a child 2.5 ms to import
-import fcntl
-import functools
-import mmap
 import os
 import struct
 import sys
 import weakref
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
-from jobserver.protocol import BlobId, Buffer
+from jobserver import shared
+from jobserver.protocol import BlobId
 
 if TYPE_CHECKING:
     import socket
@@ -50,11 +47,6 @@ SMALL_NBYTES: Final = 4 * 2**20
 """What a child keeps of small blobs. Of large ones it keeps those that somebody uses."""
 MAX_WANTED: Final = 64
 """Blobs that a job may name."""
-
-_SEALS: Final = sum(
-    getattr(fcntl, name, 0)
-    for name in ("F_SEAL_SEAL", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_WRITE")
-)
 
 
 # --- sealed memory ----------------------------------------------------------------------------
@@ -79,108 +71,19 @@ class Sealed:
         os.close(self.fd)
 
 
-class Sealing:
-    """Memory that is written from front to back, and then sealed.
-
-    Raises:
-        OSError: this system has no such memory, or no descriptor is left.
-    """
-
-    def __init__(self) -> None:
-        if not hasattr(os, "memfd_create"):
-            raise OSError("this system has no memory that can be sealed")
-        self._fd = os.memfd_create("dmap-blob", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._nbytes = 0
-
-    def write(self, part: Buffer) -> None:
-        """Append a copy of these bytes.
-
-        Raises:
-            OSError: there is no memory for them.
-        """
-        view = memoryview(part).cast("B")
-        while view.nbytes:
-            n = os.write(self._fd, view)
-            self._nbytes += n
-            view = view[n:]
-
-    def seal(self) -> Sealed:
-        """Return the memory, which can be changed no more. This object is done."""
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
-        return Sealed(self._fd, self._nbytes)
-
-    def close(self) -> None:
-        """Give up what was written; not after ``seal``."""
-        os.close(self._fd)
-
-
-def seal(parts: Iterable[Buffer]) -> Sealed:
-    """Return sealed memory with a copy of these parts, end to end. To be closed by the caller.
-
-    Raises:
-        OSError: there is no such memory here, or not as much.
-    """
-    sealing = Sealing()
-    try:
-        for part in parts:
-            sealing.write(part)
-        return sealing.seal()
-    except BaseException:
-        sealing.close()
-        raise
-
-
 def open_sealed(fd: int, nbytes: int) -> memoryview:
     """Return sealed memory as a read-only view, and close the descriptor in any case.
 
-    The memory stays for as long as there is a view of it, or an array over one. Its ``obj`` is
-    the same for all of them, and may be referred to weakly.
+    `jobserver.shared.map_private` says how long the memory stays.
 
     Raises:
-        ValueError: it is not sealed, or not of this size: whoever sent it could change or shorten
-            it under our hands.
-        OSError: it cannot be mapped.
+        OSError: it is not sealed, or not of this size, or it cannot be mapped.
     """
-    import ctypes  # a supervisor does not need it
-
     try:
-        try:
-            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-        except OSError:
-            seals = 0  # not a memfd at all
-        if seals & _SEALS != _SEALS:
-            raise ValueError("this memory is not sealed")
-        if os.fstat(fd).st_size != nbytes:
-            raise ValueError(
-                f"this memory has {os.fstat(fd).st_size} bytes and should have {nbytes}"
-            )
-        # Not mmap.mmap, which keeps a descriptor for each. Not MAP_SHARED: kernels before 6.7
-        # refuse that of memory sealed against writing. Unwritten private pages are shared as well.
-        address = libc().mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0)
-        if address == ctypes.c_void_p(-1).value:
-            number = ctypes.get_errno()
-            raise OSError(number, f"cannot map {nbytes} bytes: {os.strerror(number)}")
+        shared.require(fd, nbytes)
+        return shared.map_private(fd)
     finally:
         os.close(fd)
-    array = (ctypes.c_ubyte * nbytes).from_address(address)
-    # At exit somebody may still read it.
-    weakref.finalize(array, libc().munmap, address, nbytes).atexit = False
-    return memoryview(array).cast("B").toreadonly()
-
-
-@functools.cache
-def libc() -> Any:
-    """Return the C library, with the two functions that map and unmap memory."""
-    import ctypes
-
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = (
-        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
-        ctypes.c_long,  # off_t, where there are no options for large files
-    )
-    library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    return library
 
 
 # --- what the two ends say --------------------------------------------------------------------
@@ -332,7 +235,7 @@ class ChildBlobs:
         elif answer.is_sealed:
             try:
                 view = open_sealed(fds.pop(), nbytes)
-            except (ValueError, OSError) as error:
+            except OSError as error:
                 self.refusal = f"a blob of {nbytes} bytes is not to be had: {error}"
             else:
                 self._mapped[blob] = view.obj

@@ -28,11 +28,11 @@ import weakref
 from typing import Any, Final
 
 from dmap import pickling, references
-from dmap.buffers import libc
 from dmap.errors import ProtocolError
 from dmap.references import MAX_NAMED, Named, Opened, Reference
 from jobserver.machine import machine_id
 from jobserver.protocol import Body, Buffer
+from jobserver.shared import libc
 
 SHARED_NBYTES: Final = 2**20
 """Smaller buffers go by the socket: there a copy of each costs less than a file."""

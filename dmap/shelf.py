@@ -19,7 +19,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from dmap.buffers import FD, INLINE_NBYTES, Answer, Ask, Sealed, Sealing, encode
+from dmap.buffers import FD, INLINE_NBYTES, Answer, Ask, Sealed, encode
+from jobserver import shared
 from jobserver.protocol import Body, Buffer, nbytes_of
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class _Arriving:
     """A blob that is here, on its way into sealed memory: some milliseconds of work a piece."""
 
     def __init__(self, body: Body) -> None:
-        self.sealing = Sealing()
+        self.sealing = shared.Sealing()
         self.parts: deque[Buffer] = deque((body,) if isinstance(body, bytes) else body)
 
 
@@ -350,7 +351,9 @@ class Shelf:
         blob, arriving = next(iter(self._arriving.items()))
         try:
             arriving.sealing.write(arriving.parts.popleft())
-            sealed = None if arriving.parts else arriving.sealing.seal()
+            sealed = None
+            if not arriving.parts:
+                sealed = Sealed(arriving.sealing.seal(), arriving.sealing.nbytes)
         except OSError as error:
             del self._arriving[blob]
             arriving.sealing.close()

@@ -111,6 +111,18 @@ class LaneId(NamedTuple):
     lane: Count
 
 
+class Reference(NamedTuple):
+    """Sealed memory of a process on the same machine, which opens it by ``/proc/PID/fd/FD``.
+
+    The ``token`` lies in its name, so that nothing else is taken for it.
+    """
+
+    pid: Count
+    fd: Count
+    nbytes: Count
+    token: Annotated[bytes, Meta(max_length=32)]
+
+
 class Message(Struct, array_like=True, gc=False):
     """The root of all messages."""
 

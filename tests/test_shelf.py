@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from dmap import Client, shelf
 from dmap.buffers import INLINE_NBYTES, ChildBlobs, make_pair
 from dmap.shelf import MAX_FETCHING, PATIENCE, Shelf
+from jobserver import shared
 from jobserver.protocol import Body
 
 LARGE = bytes(range(256)) * 1024  # 256 KiB
@@ -36,7 +37,7 @@ def mapped() -> dict[str, int]:
     """Return the mappings of blobs that this process has: inode -> how many."""
     found: dict[str, int] = {}
     for line in Path("/proc/self/maps").read_text().splitlines():
-        if "memfd:dmap-blob" in line:
+        if "memfd:dmap-" in line:
             inode = line.split()[4]
             found[inode] = found.get(inode, 0) + 1
     return found
@@ -533,7 +534,7 @@ def test_a_blob_for_which_there_is_no_memory_is_refused(
     def write(self: object, part: object) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr(shelf.Sealing, "write", write)
+    monkeypatch.setattr(shared.Sealing, "write", write)
     host.want(1, blob(1))
     host.give(blob(1), LARGE)
     assert "no memory" in host.refusal(1)
@@ -720,5 +721,5 @@ def test_four_workers_of_a_host_share_an_array_that_a_closure_captured() -> None
     pids, places, values = zip(*found, strict=True)
     assert len(set(pids)) == 4
     assert len(set(places)) == 1
-    assert "dmap-blob" in places[0]
+    assert "memfd:dmap-" in places[0]
     assert set(values) == {2**22 - 1}

@@ -657,7 +657,7 @@ def array_in_maps(array: Any) -> str:
         for line in maps:
             span, _, _, _, inode, *name = line.split()
             start, end = (int(number, 16) for number in span.split("-"))
-            if start <= address < end and "dmap-blob" in "".join(name):
+            if start <= address < end and "memfd:dmap-" in "".join(name):
                 return inode
     return "memory of its own"
 
@@ -742,7 +742,7 @@ def holders(inode: str) -> list[int]:
             maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
         except OSError:  # it has ended, or is not ours
             continue
-        if any(line.split()[4] == inode and "dmap-blob" in line for line in maps) or any(
+        if any(line.split()[4] == inode and "memfd:dmap-" in line for line in maps) or any(
             str(status.st_ino) == inode and status.st_nlink == 0 for status in links
         ):
             found.append(int(pid))
