@@ -268,8 +268,8 @@ class ClientState:
             case wire.Heartbeat(interval):
                 if interval:
                     server.interval = interval
-            case wire.BlobTaken(blob, text):
-                self._on_blob_taken(server, blob, text, now)
+            case wire.BlobTaken():
+                self._on_blob_taken(server, message.blob, message.text, message.send, now)
             case wire.StatusIs() | wire.WorkersAre() | wire.Shown():
                 self._on_answer(message, bodies, now)
             case wire.Credit(jobs, nbytes):
@@ -660,9 +660,13 @@ class ClientState:
             nbytes = wire.nbytes_of(blob.body)
             if blob.id not in server.putting:
                 server.putting.add(blob.id)
-                server.out.append((wire.PutBlob(blob.id), (blob.body,)))
-                terms.shipped[server.index] = terms.shipped.get(server.index, 0) + nbytes
-            # A large one goes in pieces, which jobs would overtake.
+                if isinstance(blob.body, wire.SharedBody) and not server.unopened:
+                    server.out.append((wire.PutBlob(blob.id, blob.body.memory), ()))
+                else:
+                    server.out.append((wire.PutBlob(blob.id), (blob.body,)))
+                if blob.id not in server.unopened:
+                    terms.shipped[server.index] = terms.shipped.get(server.index, 0) + nbytes
+            # A large one goes in pieces, which jobs would overtake, or may have to go once more.
             ready = ready and nbytes <= wire.BODY_NBYTES
         return ready
 
@@ -868,8 +872,13 @@ class ClientState:
             self._end(ticket, server)
             self._events.append(Refused(ticket.owner, ticket, trouble, text))
 
-    def _on_blob_taken(self, server: Server, blob: bytes, text: str, now: float) -> None:
+    def _on_blob_taken(
+        self, server: Server, blob: bytes, text: str, send: bool, now: float
+    ) -> None:
         server.putting.discard(blob)
+        if send:
+            server.unopened.add(blob)
+            return  # the next flush puts the bytes
         if not text:
             if len(server.blobs) >= MAX_BLOBS:
                 server.blobs.clear()
@@ -1006,6 +1015,7 @@ class ClientState:
                 server.out.append((wire.Attach(attached.number, attached.handle), ()))
         else:
             server.blobs.clear()
+            server.unopened.clear()
             server.cancels.clear()
             server.cancelling.clear()
             for ticket in there:

@@ -25,6 +25,7 @@ from dmap.errors import ClosureError
 from dmap.functions import blob_id
 from dmap.tickets import Blob
 from dmap.warn import warn_once
+from jobserver import shared
 
 if TYPE_CHECKING:
     from jobserver.protocol import Body, Buffer
@@ -102,7 +103,7 @@ class Closure:
         # module -> name -> what the functions read there that is not as its source makes it
         self._constants = overlay.constants(self._functions) if self.modules else {}
         self._function = _blob(body)
-        self._buffers = tuple(map(_blob, external))
+        self._buffers = tuple(map(_captured, external))
         self.blobs = self._blobs_with(self.modules)
         self._extended: dict[frozenset[str], tuple[Blob, ...]] = {}
 
@@ -190,6 +191,15 @@ def _blob(body: Body | Buffer) -> Blob:
     if not isinstance(body, bytes):
         body = b"".join(body) if isinstance(body, tuple) else bytes(body)
     return Blob(blob_id(body), body)
+
+
+def _captured(buffer: Buffer) -> Blob:
+    """Make a blob of a captured buffer, in memory that this machine's processes can share."""
+    try:
+        body, digest = shared.share(buffer)
+    except OSError:  # no such memory, or no descriptor
+        return _blob(buffer)
+    return Blob(digest, body)
 
 
 def name_of(func: object) -> str:

@@ -21,7 +21,7 @@ import msgspec
 
 from dmap.buffers import FD, INLINE_NBYTES, Answer, Ask, Sealed, encode
 from jobserver import shared
-from jobserver.protocol import Body, Buffer, nbytes_of
+from jobserver.protocol import Body, Buffer, Reference, nbytes_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class _Server:
 
     def __init__(self) -> None:
         self.fed_at = 0.0  # when anything of a blob last came
+        self.is_named = bool(shared.machine_id())  # the memory that it names can be opened here
         self.fetches: dict[bytes, _Fetch] = {}  # blob -> its fetch, in the order of asking
 
 
@@ -84,7 +85,8 @@ class Shelf:
 
     Args:
         n_servers: how many there are.
-        fetch: asks the server of that index for a blob; False: it cannot be asked now.
+        fetch: asks the server of that index for a blob, or for the name of its memory if the last
+            argument is true; False: it cannot be asked now.
         max_nbytes: what is kept at most, but for the last one, however large.
         max_blobs: how many of them.
 
@@ -95,7 +97,7 @@ class Shelf:
     def __init__(
         self,
         n_servers: int,
-        fetch: Callable[[int, bytes], bool],
+        fetch: Callable[[int, bytes, bool], bool],
         *,
         max_nbytes: int = MAX_NBYTES,
         max_blobs: int = MAX_BLOBS,
@@ -291,6 +293,7 @@ class Shelf:
     def on_welcome(self, server: int, now: float) -> None:
         """Ask a server that is there (again) for all that is wanted of it."""
         there = self._servers[server]
+        there.is_named = bool(shared.machine_id())
         there.fetches = {
             blob: _Fetch(now) for blob in there.fetches if self._who_wants(blob, server)
         }
@@ -300,8 +303,15 @@ class Shelf:
         """Note that a part of a large blob may have come."""
         self._servers[server].fed_at = at
 
-    def on_blob(self, server: int, boot: str, blob: bytes, body: Body | None, now: float) -> None:
-        """Take in a blob, or that the server does not have it in this life (None).
+    def on_blob(
+        self,
+        server: int,
+        boot: str,
+        blob: bytes,
+        body: Body | Reference | None,
+        now: float,
+    ) -> None:
+        """Take in a blob, or where it lies, or that the server has none in this life (None).
 
         That the bytes have the digest that names them is taken on trust: the server has checked it.
         """
@@ -321,6 +331,20 @@ class Shelf:
             if not self._who_wants(blob, server):
                 there.fetches.pop(blob, None)
             return
+        if isinstance(body, Reference):
+            try:
+                sealed = Sealed(shared.open(body), body.nbytes)
+            except OSError as error:
+                logger.info("a server's memory is not to be had, so its bytes come: %s", error)
+                there.is_named = False
+                fetch.state = "waiting"
+                return
+            del there.fetches[blob]
+            if blob in self._kept or blob in self._arriving:
+                sealed.close()
+            else:
+                self._keep(blob, sealed, now)
+            return
         del there.fetches[blob]
         if blob in self._kept or blob in self._arriving:
             return  # from another server
@@ -339,7 +363,7 @@ class Shelf:
         room = MAX_FETCHING - sum(fetch.state == "asked" for fetch in fetches.values())
         for blob, fetch in fetches.items():
             if room > 0 and fetch.state == "waiting":
-                if not self._fetch(index, blob):
+                if not self._fetch(index, blob, self._servers[index].is_named):
                     return
                 fetch.state = "asked"
                 room -= 1

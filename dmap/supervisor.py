@@ -530,10 +530,10 @@ class Supervisor:
         server = self._servers[index]
         return key.server == index and key.boot == boot_key(server.boot) and key not in but
 
-    def _fetch_blob(self, index: int, blob: bytes) -> bool:
+    def _fetch_blob(self, index: int, blob: bytes, named: bool) -> bool:
         """Ask a server for a blob, or return False: it is not there, or reads too slowly."""
         server = self._servers[index]
-        return server.is_welcome and server.link.send(FetchBlob(blob))
+        return server.is_welcome and server.link.send(FetchBlob(blob, named))
 
     def _say_of(self, key: Key, message: Message) -> None:
         """Say something of a job to the server that assigned it."""
@@ -568,8 +568,8 @@ class Supervisor:
                     key = Key(handle, boot_key(server.boot), index)
                     child.pending[key] = time.monotonic() + PENDING
                     self._look_at = 0.0
-            case Received(Blob(blob, known), bodies):
-                body = (bodies[0] if bodies else b"") if known else None
+            case Received(Blob(blob, known, memory), bodies):
+                body = (memory or (bodies[0] if bodies else b"")) if known else None
                 self._shelf.on_blob(index, server.boot, blob, body, time.monotonic())
             case Received(Error() as error):
                 logger.warning("%s: %s", server.link.endpoint, error.text)

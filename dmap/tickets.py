@@ -409,6 +409,7 @@ class Server:
         "status",
         "take_at",
         "taken",
+        "unopened",
         "unshared",
         "unshared_until",
     )
@@ -438,6 +439,8 @@ class Server:
         self.cancelling: set[int] = set()  # numbers whose cancel it has not answered
         self.blobs: set[bytes] = set()  # ids of those that it has
         self.putting: set[bytes] = set()  # ids of those on their way
+        # Ids of those whose memory it cannot open; if there are any, no more is named to it.
+        self.unopened: set[bytes] = set()
         self.lanes: set[int] = set()  # those that it was told of
         self.shared = False  # whether jobs that are submitted now may share memory
         self.unshared = 0.0  # seconds; not 0 after memory could not be opened

@@ -248,9 +248,13 @@ class Declined(Message, tag=True):
 
 
 class PutBlob(Message, tag=True):
-    """client > server: keep these bytes (body 1), whose sha256 is ``blob``, for jobs to name."""
+    """client > server: keep these bytes (body 1), whose sha256 is ``blob``, for jobs to name.
+
+    With ``memory`` they lie there and not in a body: open it, or else say ``send``.
+    """
 
     blob: BlobId
+    memory: Reference | None = None
 
 
 class OpenLane(Message, tag=True):
@@ -396,10 +400,14 @@ class JobsRefused(Message, tag=True):
 
 
 class BlobTaken(Message, tag=True):
-    """server > client: I keep this blob (or, with ``text``, I do not and why)."""
+    """server > client: I keep this blob (or, with ``text``, I do not and why).
+
+    ``send``: the memory that you named cannot be opened here; put the bytes themselves.
+    """
 
     blob: BlobId
     text: Text = ""
+    send: bool = False
 
 
 class Completed(Struct, array_like=True, gc=False):
@@ -585,9 +593,13 @@ class GiveBack(Message, tag=True):
 
 
 class FetchBlob(Message, tag=True):
-    """worker, supervisor > server: send me these bytes."""
+    """worker, supervisor > server: send me these bytes.
+
+    ``named``: or name their memory, if you have them so; I try to open it.
+    """
 
     blob: BlobId
+    named: bool = False
 
 
 class WorkDone(Struct, array_like=True, gc=False):
@@ -748,10 +760,14 @@ class WorkTaken(Message, tag=True):
 
 
 class Blob(Message, tag=True):
-    """server > worker, supervisor: the bytes you asked for (body 1), or ``known`` is false."""
+    """server > worker, supervisor: the bytes you asked for (body 1), or ``known`` is false.
+
+    With ``memory`` they lie there and not in a body, until a job needs the blob no more.
+    """
 
     blob: BlobId
     known: bool
+    memory: Reference | None = None
 
 
 class CancelJob(Message, tag=True):
@@ -830,6 +846,12 @@ ANY_ROLE: Final[frozenset[type[Message]]] = frozenset((Hello, Heartbeat, Goodbye
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Body: TypeAlias = bytes | tuple[Buffer, ...]
 """Opaque bytes; a tuple is the pieces of one that is too large for a frame, in order."""
+
+
+class SharedBody(tuple[Buffer, ...]):
+    """A body whose one piece is sealed memory, which others on the machine open by its name."""
+
+    memory: Reference
 
 
 class Malformed(ValueError):

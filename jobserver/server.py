@@ -34,7 +34,7 @@ from typing import Final, NamedTuple, Protocol, Self
 
 import zmq
 
-from jobserver import keys
+from jobserver import keys, shared
 from jobserver.coalesce import coalesce
 from jobserver.jobs import Send
 from jobserver.pieces import TRANSFERS, Budget, Frames, Link, Returned
@@ -43,6 +43,7 @@ from jobserver.protocol import (
     MAX_FRAME_NBYTES,
     MAX_FRAMES,
     Blob,
+    BlobTaken,
     Body,
     Error,
     Heartbeat,
@@ -55,6 +56,8 @@ from jobserver.protocol import (
     Message,
     NoJob,
     Piece,
+    PutBlob,
+    Reference,
     Together,
     WorkFail,
     decode_to_server,
@@ -340,6 +343,8 @@ class Server:
                 raise Malformed("limit", f"a body of {len(body)} bytes comes in pieces")
         if type(message) in TRANSFERS:
             return self._on_transfer(peer, message, bodies, now)
+        if type(message) is PutBlob and message.memory is not None:
+            return self._on_named(peer, message, message.memory, now)
         if type(message) is Hello and peer in self._links:
             self._forget_link(peer, now)
         return self._state.on_message(peer, message, bodies, now)
@@ -364,6 +369,18 @@ class Server:
         self._post(link, answers, now)
         self._grant_waiting(now)
         return sends
+
+    def _on_named(self, peer: bytes, message: PutBlob, memory: Reference, now: float) -> list[Send]:
+        """Open what a client named instead of sending it, and hold it: the client may end."""
+        # For a stranger nothing is opened, and it is told that it is one.
+        sends = self._state.on_message(peer, Heartbeat(), (), now)
+        if sends:
+            return sends
+        try:
+            body = shared.hold(shared.open(memory))
+        except OSError as error:
+            return [Send(peer, BlobTaken(message.blob, str(error), send=True), ())]
+        return self._state.on_message(peer, PutBlob(message.blob), (body,), now)
 
     def _on_returned(self, peer: bytes, returned: Returned, now: float) -> list[Send]:
         """Fail what a peer declined, since it would decline it again."""

@@ -31,13 +31,30 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from jobserver.protocol import Buffer, Reference
+from jobserver.protocol import Buffer, Reference, SharedBody
 
-__all__ = ["Reference", "Sealing", "make", "map_private", "name", "open", "require"]
+if TYPE_CHECKING:
+    from queue import SimpleQueue
+
+__all__ = [
+    "Reference",
+    "Sealing",
+    "hold",
+    "make",
+    "map_private",
+    "name",
+    "open",
+    "require",
+    "share",
+]
 
 TOKEN_NBYTES: Final = 16
+MAX_HELD: Final = 256
+"""Bodies that one process holds so. It may often have 1024 descriptors only."""
+STEP_NBYTES: Final = 2**20
+"""Written and hashed at a time: smaller, and the two threads wait for each other more often."""
 
 _SEALS: Final = sum(
     getattr(fcntl, one, 0)
@@ -203,6 +220,85 @@ def map_private(fd: int, *, writable: bool = False) -> memoryview:
     weakref.finalize(array, libc().munmap, address, nbytes).atexit = False
     view = memoryview(array).cast("B")
     return view if writable else view.toreadonly()
+
+
+def hold(fd: int) -> SharedBody:
+    """Return sealed memory as a body, which holds the descriptor from now on.
+
+    It is closed, and the memory unmapped, when nobody has a view of it any more.
+
+    Raises:
+        OSError: this process holds too many, or it cannot be mapped or named. The descriptor is
+            closed.
+    """
+    global _n_held
+    try:
+        if _n_held >= MAX_HELD:
+            raise OSError(errno.EMFILE, f"this process holds {MAX_HELD} such memories already")
+        view = map_private(fd)
+        body = SharedBody((view,))
+        body.memory = name(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    _n_held += 1
+    weakref.finalize(view.obj, _let_go, fd).atexit = False
+    return body
+
+
+_n_held = 0
+
+
+def _let_go(fd: int) -> None:
+    global _n_held
+    _n_held -= 1
+    os.close(fd)
+
+
+def share(part: Buffer) -> tuple[SharedBody, bytes]:
+    """Return a copy of these bytes in sealed memory, and the sha256 of that copy.
+
+    Both are made at once where there are two cores, since neither needs the GIL. The digest is of
+    what lies in the memory: another thread may write to the bytes meanwhile.
+
+    Raises:
+        OSError: there is no such memory here, or not as much, or this process holds too many.
+    """
+    import queue  # who only opens what others share does not need these
+    import threading
+
+    if _n_held >= MAX_HELD:
+        raise OSError(errno.EMFILE, f"this process holds {MAX_HELD} such memories already")
+    total = hashlib.sha256()
+    written: SimpleQueue[int] = queue.SimpleQueue()
+    sealing = Sealing()
+    hashing = threading.Thread(target=_hash, args=(sealing.fd, total, written), daemon=True)
+    try:
+        hashing.start()
+        try:
+            view = memoryview(part).cast("B")
+            for start in range(0, view.nbytes, STEP_NBYTES):
+                sealing.write(view[start : start + STEP_NBYTES])
+                written.put(sealing.nbytes)
+        finally:
+            written.put(-1)
+            hashing.join()
+        fd = sealing.seal()
+    except BaseException:
+        sealing.close()
+        raise
+    return hold(fd), total.digest()
+
+
+def _hash(fd: int, total: hashlib._Hash, written: SimpleQueue[int]) -> None:
+    """Take in what lies in a file, as far as it was written, until that is -1."""
+    buffer = bytearray(STEP_NBYTES)  # a mapping would cost as much again in page faults
+    start = 0
+    while (end := written.get()) >= 0:
+        while start < end:
+            n = os.preadv(fd, [memoryview(buffer)[: end - start]], start)
+            total.update(memoryview(buffer)[:n])
+            start += n
 
 
 @functools.cache

@@ -581,6 +581,9 @@ class State:
 
     def _on_fetch_blob(self, peer: bytes | None, message: wire.FetchBlob) -> None:
         body = self.book.blobs.get(message.blob)
+        if message.named and isinstance(body, wire.SharedBody):
+            self._send(peer, wire.Blob(message.blob, known=True, memory=body.memory))
+            return
         answer = wire.Blob(message.blob, known=body is not None)
         self._send(peer, answer, *([] if body is None else [body]))
 

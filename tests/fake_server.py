@@ -135,8 +135,7 @@ class FakeServer:
             cloudpickle.register_pickle_by_value(module)
         blobs = Closure(function).blobs
         for blob in blobs:
-            assert isinstance(blob.body, bytes)
-            self.blobs[blob.id] = blob.body
+            self.blobs[blob.id] = blob.body if isinstance(blob.body, bytes) else b"".join(blob.body)
         return tuple(blob.id for blob in blobs)
 
     def assign(self, peer: bytes, *jobs: Job) -> None:

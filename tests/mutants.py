@@ -506,7 +506,7 @@ EDITS: dict[str, list[Edit]] = {
         Edit("a busy server is not left alone", "server.paused_until = now + server.pause", "pass"),
         Edit(
             "jobs do not wait for a large blob",
-            "ready = ready and wire.nbytes_of(blob.body) <= wire.BODY_NBYTES",
+            "ready = ready and nbytes <= wire.BODY_NBYTES",
             "pass",
         ),
         Edit(

@@ -411,6 +411,55 @@ def test_a_blob_is_put_once_for_many_jobs() -> None:
     assert len(world.lines[0].jobs) == 3
 
 
+def in_memory(text: bytes) -> Blob:
+    body = wire.SharedBody((memoryview(text),))
+    body.memory = wire.Reference(7, 8, len(text), bytes(16))
+    return blob(text)._replace(body=body)
+
+
+def puts(world: World) -> list[tuple[bytes, wire.Reference | None]]:
+    return [(m.blob, m.memory) for _, m in world.said if isinstance(m, wire.PutBlob)]
+
+
+def test_a_blob_that_lies_in_memory_is_named_and_its_bytes_stay_here() -> None:
+    world = World().connect()
+    large = in_memory(bytes(2 * wire.BODY_NBYTES))
+    terms = Terms("f", blobs=(large,))
+    world.submit(terms)
+    world.state.flush(world.now)
+    server = world.state.servers[0]
+    assert server.putting == {large.id}
+    world.hear(world.state.on_message(0, wire.BlobTaken(large.id), (), world.now))
+    sends = world.state.flush(world.now)
+    assert [type(send.message) for send in sends] == [wire.SubmitJobs]
+    assert terms.shipped == {0: 2 * wire.BODY_NBYTES}
+
+
+def test_bytes_go_to_a_server_that_cannot_open_the_memory_and_no_more_is_named_to_it() -> None:
+    world = World().connect()
+    first, second = in_memory(bytes(2 * wire.BODY_NBYTES)), in_memory(b"second")
+    owner = world.submit(terms := Terms("f", blobs=(first,)))
+    (send,) = world.state.flush(world.now)
+    assert (send.message, send.bodies) == (wire.PutBlob(first.id, first.body.memory), ())  # type: ignore[union-attr]
+    refusal = wire.BlobTaken(first.id, "it cannot be opened", send=True)
+    world.hear(world.state.on_message(0, refusal, (), world.now))
+    other = world.submit(Terms("f", blobs=(second,)))
+    world.finish()
+    assert owner.end(Completed)
+    assert other.end(Completed)
+    assert puts(world) == [(first.id, None), (second.id, None)]
+    assert terms.shipped == {0: 2 * wire.BODY_NBYTES}, "it is counted once"
+
+
+def test_jobs_wait_until_what_was_named_to_the_server_is_there() -> None:
+    world = World().connect()
+    large = in_memory(bytes(2 * wire.BODY_NBYTES))
+    world.submit(Terms("f", blobs=(large,)))
+    assert [type(send.message) for send in world.state.flush(world.now)] == [wire.PutBlob]
+    world.submit(Terms("f", blobs=(large,)))
+    assert world.state.flush(world.now) == [], "it is not named twice"
+
+
 def test_a_blob_that_the_server_dropped_is_put_again() -> None:
     world = World(limits=Limits(blob_nbytes=10)).connect()
     terms = Terms("f", blobs=(blob(b"closure"),))

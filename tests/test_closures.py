@@ -1,5 +1,6 @@
 import functools
 import operator
+import os
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,9 @@ import pytest
 
 from dmap import closures, functions, namespaces, pickling
 from dmap.errors import ClosureError, DmapWarning
+from dmap.tickets import Blob
+from jobserver import shared
+from jobserver.protocol import SharedBody
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,7 +27,11 @@ Bodies: TypeAlias = list[bytes | memoryview]
 
 def bodies_of(func: Callable[..., Any]) -> Bodies:
     """Return a function's blobs as they arrive."""
-    return [cast("bytes", blob.body) for blob in closures.Closure(func).blobs]
+    return [body_of(blob) for blob in closures.Closure(func).blobs]
+
+
+def body_of(blob: Blob) -> bytes | memoryview:
+    return blob.body if isinstance(blob.body, bytes) else memoryview(blob.body[0])
 
 
 def round_trip(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,7 +149,29 @@ def test_what_the_user_writes_to_an_array_later_does_not_change_the_blob() -> No
     large = np.zeros(200_000)
     closure = closures.Closure(lambda: large)
     large[0] = 1
-    assert functions.blob_id(cast("bytes", closure.blobs[-1].body)) == closure.blobs[-1].id
+    assert functions.blob_id(body_of(closure.blobs[-1])) == closure.blobs[-1].id
+
+
+@pytest.mark.skipif(not shared.machine_id(), reason="this system has no memory that can be shared")
+def test_a_captured_array_lies_in_memory_that_is_named_to_others_while_the_closure_lives() -> None:
+    large = np.zeros(200_000)
+    closure = closures.Closure(lambda: large)
+    body = closure.blobs[-1].body
+    assert isinstance(body, SharedBody)
+    assert os.fstat(body.memory.fd).st_size == large.nbytes
+    del closure
+    fd = body.memory.fd
+    del body
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_where_no_memory_can_be_shared_a_captured_array_is_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    large = np.zeros(200_000)
+    assert closures.Closure(lambda: large).blobs[-1].body == bytes(large)
 
 
 def test_the_same_function_has_the_same_bytes() -> None:

@@ -14,12 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import zmq
 
 from jobserver import protocol as wire
+from jobserver import shared
 from jobserver.errors import InsecureBind
 from jobserver.jobs import Limits, Send
 from jobserver.pieces import Link
@@ -446,6 +447,136 @@ def test_a_blob_that_its_worker_declines_is_one_that_it_does_not_get(
     other.link = Link(2 * MIB)
     other.say(wire.FetchBlob(name))
     assert other.wait_for(wire.Blob)[0] == wire.Blob(name, False)
+
+
+# --- memory that is named ---------------------------------------------------------------------
+
+
+LARGE = os.urandom(MIB)
+LARGE_ID = hashlib.sha256(LARGE).digest()
+named = pytest.mark.skipif(
+    not shared.machine_id(), reason="this system has no memory that can be shared"
+)
+
+
+@pytest.fixture
+def memory() -> Iterator[wire.Reference]:
+    fd = shared.make([LARGE])
+    yield shared.name(fd)
+    with contextlib.suppress(OSError):  # a test may have closed it
+        os.close(fd)
+
+
+def descriptors_of(reference: wire.Reference) -> int:
+    """Count the descriptors of a memory that this process, and so its server, has."""
+    places = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return sum(os.path.islink(p) and reference.token.hex() in os.readlink(p) for p in places)
+
+
+@named
+def test_what_a_client_named_is_kept_when_the_client_has_ended(
+    context: Context, live: Live, memory: wire.Reference
+) -> None:
+    one, other = client(context, live), worker(context, live)
+    one.say(wire.PutBlob(LARGE_ID, memory))
+    assert one.wait_for(wire.BlobTaken)[0] == wire.BlobTaken(LARGE_ID)
+    os.close(memory.fd)
+    other.say(wire.FetchBlob(LARGE_ID, named=True))
+    answer, bodies = other.wait_for(wire.Blob)
+    assert answer.memory is not None
+    assert not bodies
+    fd = shared.open(answer.memory)
+    assert shared.map_private(fd) == LARGE
+    os.close(fd)
+
+
+@named
+def test_who_cannot_open_what_a_client_named_gets_its_bytes(
+    context: Context, live: Live, memory: wire.Reference
+) -> None:
+    one, other = client(context, live), worker(context, live)
+    one.say(wire.PutBlob(LARGE_ID, memory))
+    one.wait_for(wire.BlobTaken)
+    other.say(wire.FetchBlob(LARGE_ID))
+    answer, (body,) = other.wait_for(wire.Blob)
+    assert (answer.memory, b"".join(body) if isinstance(body, tuple) else body) == (None, LARGE)
+
+
+@named
+@pytest.mark.parametrize(
+    ("forged", "why"),
+    [
+        ({"token": bytes(16)}, "something else"),
+        ({"nbytes": 1}, "should have 1"),
+        ({"fd": 10**6}, "cannot be opened"),
+        ({"pid": 2**40}, "cannot be opened"),
+    ],
+    ids=["token", "size", "descriptor", "process"],
+)
+def test_memory_that_is_not_as_it_is_named_is_not_opened(
+    context: Context, live: Live, memory: wire.Reference, forged: dict[str, Any], why: str
+) -> None:
+    one = client(context, live)
+    one.say(wire.PutBlob(LARGE_ID, memory._replace(**forged)))
+    taken = one.wait_for(wire.BlobTaken)[0]
+    assert (taken.blob, taken.send) == (LARGE_ID, True)
+    assert why in taken.text
+    assert descriptors_of(memory) == 1
+
+
+@named
+def test_memory_that_its_client_could_still_change_is_not_opened(
+    context: Context, live: Live
+) -> None:
+    fd = os.memfd_create("dmap-" + "0" * 32, os.MFD_ALLOW_SEALING)
+    os.write(fd, LARGE)
+    one = client(context, live)
+    one.say(wire.PutBlob(LARGE_ID, shared.name(fd)))
+    assert "not sealed" in one.wait_for(wire.BlobTaken)[0].text
+    os.close(fd)
+
+
+@named
+def test_memory_under_a_wrong_digest_is_refused_and_let_go(
+    context: Context, live: Live, memory: wire.Reference
+) -> None:
+    one = client(context, live)
+    one.say(wire.PutBlob(b"?" * 32, memory))
+    taken = one.wait_for(wire.BlobTaken)[0]
+    assert "sha256" in taken.text
+    assert not taken.send, "its bytes would be the same"
+    one.ask(1)
+    one.answer()  # the server is through with it
+    gc.collect()
+    assert descriptors_of(memory) == 1
+
+
+@named
+def test_for_a_stranger_nothing_is_opened(
+    context: Context, live: Live, memory: wire.Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[wire.Reference] = []
+    monkeypatch.setattr(shared, "open", opened.append)
+    stranger = Peer(context, live.endpoint)
+    stranger.say(wire.PutBlob(LARGE_ID, memory))
+    assert stranger.wait_for(wire.Error)[0].code == "hello_first"
+    assert not opened
+
+
+@named
+def test_what_the_budget_has_no_room_for_any_more_is_let_go(
+    context: Context, memory: wire.Reference
+) -> None:
+    with serving(Limits(blob_nbytes=MIB)) as live:
+        one = client(context, live)
+        one.say(wire.PutBlob(LARGE_ID, memory))
+        one.wait_for(wire.BlobTaken)
+        assert descriptors_of(memory) == 2
+        one.say(wire.PutBlob(hashlib.sha256(b"small").digest()), b"small")
+        one.wait_for(wire.BlobTaken)
+        one.ask(1)
+        one.answer()
+        assert descriptors_of(memory) == 1
 
 
 def test_a_peer_is_complained_about_once_a_second(caplog: pytest.LogCaptureFixture) -> None:

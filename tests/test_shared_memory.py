@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -220,6 +223,51 @@ def test_what_cannot_be_mapped_says_so() -> None:
     with pytest.raises(OSError, match="cannot map 0 bytes"):
         shared.map_private(fd)
     os.close(fd)
+
+
+# --- held as a body ---------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_buffer_has_the_digest_of_what_it_holds() -> None:
+    large = os.urandom(3 * shared.STEP_NBYTES + 7)
+    body, digest = shared.share(memoryview(large).cast("B"))
+    assert body == (large,)
+    assert digest == hashlib.sha256(large).digest()
+
+
+def test_a_body_is_open_to_others_for_as_long_as_anybody_views_it() -> None:
+    before = descriptors()
+    body, _ = shared.share(LARGE)
+    memory, view = body.memory, memoryview(body[0])[5:9]
+    del body
+    os.close(shared.open(memory))
+    del view
+    assert descriptors() == before
+    refused(memory, "cannot be opened")
+
+
+def test_what_cannot_be_written_down_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(fd: int, part: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "no memory")
+
+    before = descriptors(), threading.active_count()
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="no memory"):
+        shared.share(LARGE)
+    assert (descriptors(), threading.active_count()) == before
+
+
+def test_what_one_process_holds_is_bounded(monkeypatch: pytest.MonkeyPatch, sealed: int) -> None:
+    monkeypatch.setattr(shared, "MAX_HELD", shared._n_held + 1)
+    first, _ = shared.share(LARGE)
+    before = descriptors()
+    with pytest.raises(OSError, match="holds"):
+        shared.share(LARGE)
+    with pytest.raises(OSError, match="holds"):
+        shared.hold(os.dup(sealed))
+    assert descriptors() == before
+    del first
+    shared.share(LARGE)
 
 
 def test_without_such_memory_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,7 +16,7 @@ from select import select
 from typing import Any
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, wait_for
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -21,7 +24,7 @@ from dmap import Client, shelf
 from dmap.buffers import INLINE_NBYTES, ChildBlobs, make_pair
 from dmap.shelf import MAX_FETCHING, PATIENCE, Shelf
 from jobserver import shared
-from jobserver.protocol import Body
+from jobserver.protocol import Body, Reference
 
 LARGE = bytes(range(256)) * 1024  # 256 KiB
 sealed_memory = pytest.mark.skipif(
@@ -54,6 +57,7 @@ class Host:
         self.shelf = Shelf(n_servers, self.fetch, **options)
         self.is_there = [True] * n_servers  # whether it can be asked
         self.asked: deque[tuple[int, bytes]] = deque()  # (server, blob) that were asked for
+        self.named: list[bool] = []  # of each: whether a name would do
         self.boots = ["boot1"] * n_servers
         self.now = 1000.0
         self.children: dict[int, ChildBlobs] = {}
@@ -62,9 +66,10 @@ class Host:
             self.shelf.add(number, ours)
             self.children[number] = ChildBlobs(theirs.detach())
 
-    def fetch(self, server: int, name: bytes) -> bool:
+    def fetch(self, server: int, name: bytes, named: bool) -> bool:
         if self.is_there[server]:
             self.asked.append((server, name))
+            self.named.append(named)
         return self.is_there[server]
 
     def turn(self) -> None:
@@ -78,7 +83,7 @@ class Host:
         self.children[child].want(server, boot, blobs)
         self.turn()
 
-    def give(self, name: bytes, body: Body | None, server: int = 0) -> None:
+    def give(self, name: bytes, body: Body | Reference | None, server: int = 0) -> None:
         """Have a server answer."""
         self.shelf.on_blob(server, self.boots[server], name, body, self.now)
         self.turn()
@@ -488,6 +493,55 @@ def test_who_asks_while_it_is_written_down_gets_it(host: Host) -> None:
     assert len(host.asked) == 1
 
 
+@pytest.fixture
+def memory() -> Iterator[Reference]:
+    fd = shared.make([LARGE])
+    yield shared.name(fd)
+    os.close(fd)
+
+
+@sealed_memory
+def test_what_the_server_names_is_the_memory_that_children_map(
+    host: Host, memory: Reference
+) -> None:
+    host.want(1, blob(1))
+    host.want(2, blob(1))
+    host.give(blob(1), memory)
+    taken = host.take(1), host.take(2)
+    assert taken == ([LARGE], [LARGE])
+    assert mapped() == {str(os.fstat(memory.fd).st_ino): 2}
+    assert host.named == [True]
+    assert host.shelf.nbytes == len(LARGE)
+
+
+@sealed_memory
+def test_the_bytes_come_where_a_name_cannot_be_opened_until_the_next_welcome(
+    host: Host, memory: Reference
+) -> None:
+    host.want(1, blob(1))
+    host.give(blob(1), memory._replace(token=bytes(16)))
+    assert list(host.asked) == [(0, blob(1))] * 2
+    host.give(blob(1), (LARGE,))
+    assert host.take(1) == [LARGE]
+    host.want(1, blob(2))
+    host.welcome()
+    assert host.named == [True, False, False, True]
+
+
+@sealed_memory
+def test_what_two_servers_name_is_opened_once(
+    make_host: Callable[..., Host], memory: Reference
+) -> None:
+    host = make_host(n_servers=2)
+    host.want(1, blob(1), server=0)
+    host.want(2, blob(1), server=1)
+    host.give(blob(1), memory, server=0)
+    before = n_descriptors()
+    host.give(blob(1), memory, server=1)
+    assert n_descriptors() == before
+    assert host.take(1) == host.take(2) == [LARGE]
+
+
 def test_where_no_memory_can_be_sealed_each_child_gets_a_copy(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -723,3 +777,51 @@ def test_four_workers_of_a_host_share_an_array_that_a_closure_captured() -> None
     assert len(set(places)) == 1
     assert "memfd:dmap-" in places[0]
     assert set(values) == {2**22 - 1}
+
+
+# Leaves a job in the background, says its handle, and dies at once.
+LEAVES = """
+import os, signal, sys
+import numpy as np
+from dmap import Client
+
+large = np.arange(2**20)
+with Client(sys.argv[1]) as client:
+    print(client.background(lambda n: int(large[n]), 7), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def holders(place: str) -> set[int]:
+    """Return the processes that have a descriptor of memory whose name has that, or map it."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            names = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            names.append(Path(f"/proc/{pid}/maps").read_text())
+        except OSError:  # it has ended, or is not ours
+            continue
+        if any(place in name for name in names):
+            found.add(int(pid))
+    return found
+
+
+@pytest.mark.slow
+@sealed_memory
+def test_a_job_whose_client_was_killed_has_its_array_and_nothing_outlives_who_has_it() -> None:
+    pytest.importorskip("numpy")
+    with Cluster() as cluster:
+        (endpoint,) = cluster.endpoints
+        left = subprocess.run([sys.executable, "-c", LEAVES, endpoint], stdout=subprocess.PIPE)
+        assert left.returncode == -signal.SIGKILL
+        with Client(endpoint) as client:
+            job = client.attach(left.stdout.decode().strip())
+            (server,) = cluster.servers
+            names = [os.readlink(fd) for fd in Path(f"/proc/{server.popen.pid}/fd").iterdir()]
+            (name,) = [name for name in names if name.startswith("/memfd:dmap-")]
+            worker = cluster.start_worker(1)
+            assert job.result(60) == 7
+            assert len(holders(name)) == 3  # the server, the supervisor and its child
+            for process in (worker, server):
+                process.kill()
+            wait_for(lambda: not holders(name))

@@ -1037,6 +1037,25 @@ def test_a_supervisor_fetches_blobs_for_its_children(net: Net) -> None:
     assert supervisor.take_with_bodies(wire.Blob) == (wire.Blob(b"?" * 32, False), ())
 
 
+def test_the_memory_of_a_blob_is_named_to_who_can_open_it(net: Net) -> None:
+    from jobserver.blobs import digest
+
+    client, supervisor = Client(net), Supervisor(net)
+    body = wire.SharedBody((memoryview(b"closure"),))
+    body.memory = wire.Reference(7, 8, 7, bytes(16))
+    blob, other = digest(body), digest(b"other")
+    net.state.book.blobs.put(blob, body)
+    client.say(wire.PutBlob(other), b"other")
+    assert client.take(wire.BlobTaken) == wire.BlobTaken(other)
+    supervisor.say(wire.FetchBlob(blob, named=True))
+    named = wire.Blob(blob, known=True, memory=body.memory)
+    assert supervisor.take_with_bodies(wire.Blob) == (named, ())
+    supervisor.say(wire.FetchBlob(blob))
+    assert supervisor.take_with_bodies(wire.Blob) == (wire.Blob(blob, True), (body,))
+    supervisor.say(wire.FetchBlob(other, named=True))
+    assert supervisor.take_with_bodies(wire.Blob) == (wire.Blob(other, True), (b"other",))
+
+
 def test_a_blob_under_a_wrong_name_is_refused(net: Net) -> None:
     client = Client(net)
     client.say(wire.PutBlob(b"b" * 32), b"bytes")
