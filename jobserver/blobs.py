@@ -50,9 +50,11 @@ class BlobStore:
         if blob in self._bodies:
             self._touch(blob)
             return
+        nbytes = nbytes_of(body)
+        if nbytes > self.max_nbytes:  # to read memory that is named may be to make it, for ever
+            raise BlobRefused(f"no room for {nbytes} bytes: at most {self.max_nbytes} are kept")
         if digest(body) != blob:
             raise BlobRefused("the bytes do not have the sha256 that names them")
-        nbytes = nbytes_of(body)
         while self.nbytes + nbytes > self.max_nbytes and self._free:
             self._drop(next(iter(self._free)))
         if self.nbytes + nbytes > self.max_nbytes:

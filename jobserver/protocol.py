@@ -762,7 +762,7 @@ class WorkTaken(Message, tag=True):
 class Blob(Message, tag=True):
     """server > worker, supervisor: the bytes you asked for (body 1), or ``known`` is false.
 
-    With ``memory`` they lie there and not in a body, until a job needs the blob no more.
+    With ``memory`` they lie there and not in a body, for as long as I keep the blob.
     """
 
     blob: BlobId

@@ -231,27 +231,29 @@ def hold(fd: int) -> SharedBody:
         OSError: this process holds too many, or it cannot be mapped or named. The descriptor is
             closed.
     """
-    global _n_held
     try:
-        if _n_held >= MAX_HELD:
-            raise OSError(errno.EMFILE, f"this process holds {MAX_HELD} such memories already")
+        _require_room()
         view = map_private(fd)
         body = SharedBody((view,))
         body.memory = name(fd)
     except BaseException:
         os.close(fd)
         raise
-    _n_held += 1
+    _held.add(fd)
     weakref.finalize(view.obj, _let_go, fd).atexit = False
     return body
 
 
-_n_held = 0
+_held: Final[set[int]] = set()  # descriptors
+
+
+def _require_room() -> None:
+    if len(_held) >= MAX_HELD:
+        raise OSError(errno.EMFILE, f"this process holds {MAX_HELD} such memories already")
 
 
 def _let_go(fd: int) -> None:
-    global _n_held
-    _n_held -= 1
+    _held.discard(fd)  # first: another thread may be given the number as soon as it is closed
     os.close(fd)
 
 
@@ -267,8 +269,7 @@ def share(part: Buffer) -> tuple[SharedBody, bytes]:
     import queue  # who only opens what others share does not need these
     import threading
 
-    if _n_held >= MAX_HELD:
-        raise OSError(errno.EMFILE, f"this process holds {MAX_HELD} such memories already")
+    _require_room()
     total = hashlib.sha256()
     written: SimpleQueue[int] = queue.SimpleQueue()
     sealing = Sealing()

@@ -53,6 +53,11 @@ class Edit(NamedTuple):
 EDITS: dict[str, list[Edit]] = {
     "jobserver/state.py": [
         Edit(
+            "memory is named to who wants the bytes",
+            "message.named and isinstance(body, wire.SharedBody)",
+            "isinstance(body, wire.SharedBody)",
+        ),
+        Edit(
             "a submit wakes nobody",
             "self._tell(told)\n        self._wake(queue, now)",
             "self._tell(told)",
@@ -415,6 +420,7 @@ EDITS: dict[str, list[Edit]] = {
     ],
     "jobserver/blobs.py": [
         Edit("any bytes under any name", "if digest(body) != blob:", "if False:"),
+        Edit("what never has room is read", "if nbytes > self.max_nbytes:", "if False:"),
         Edit(
             "no budget",
             "if self.nbytes + nbytes > self.max_nbytes:\n            raise",
@@ -515,6 +521,14 @@ EDITS: dict[str, list[Edit]] = {
             "pass",
         ),
         Edit("a blob is put with each submit", "if blob.id not in server.putting:", "if True:"),
+        Edit(
+            "memory is named again to who cannot open it",
+            "isinstance(blob.body, wire.SharedBody) and not server.unopened",
+            "isinstance(blob.body, wire.SharedBody)",
+        ),
+        Edit(
+            "what goes after all is counted twice", "if blob.id not in server.unopened:", "if True:"
+        ),
         Edit("equal requests do not meet", "if terms.by_uniq and ticket.uniq:", "if False:"),
         Edit(
             "a map does not stay where it is",

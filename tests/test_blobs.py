@@ -31,6 +31,11 @@ def test_bytes_under_a_wrong_name_are_refused() -> None:
         BlobStore(100).put(b"?" * 32, b"closure")
 
 
+def test_what_can_never_have_room_is_not_even_read() -> None:
+    with pytest.raises(BlobRefused, match="no room for 11 bytes: at most 10"):
+        BlobStore(10).put(b"?" * 32, b"not its name"[:11])
+
+
 def test_the_longest_unused_goes_when_there_is_no_room() -> None:
     store = BlobStore(10)
     first, second = put(store, b"aaaa"), put(store, b"bbbb")

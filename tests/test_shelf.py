@@ -825,3 +825,20 @@ def test_a_job_whose_client_was_killed_has_its_array_and_nothing_outlives_who_ha
             for process in (worker, server):
                 process.kill()
             wait_for(lambda: not holders(name))
+
+
+@pytest.mark.slow
+@sealed_memory
+def test_where_nobody_can_open_what_is_named_the_bytes_come_as_from_another_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    np = pytest.importorskip("numpy")
+    large = np.arange(2**20)
+    name = shared.name
+    monkeypatch.setattr(shared, "name", lambda fd: name(fd)._replace(token=bytes(16)))
+    with Cluster() as cluster, Client(cluster.endpoints) as client:
+        cluster.start_worker(1)
+        assert client.dmap(lambda n: int(large[n]), [7, 8]) == [7, 8]
+        (server,) = cluster.servers
+        places = [os.readlink(fd) for fd in Path(f"/proc/{server.popen.pid}/fd").iterdir()]
+        assert not [place for place in places if place.startswith("/memfd:dmap-")]
