@@ -53,7 +53,7 @@ __all__ = [
 TOKEN_NBYTES: Final = 16
 MAX_HELD: Final = 256
 """Bodies that one process holds so. It may often have 1024 descriptors only."""
-STEP_NBYTES: Final = 2**20
+STEP_NBYTES: Final = 4 * 2**20
 """Written and hashed at a time: smaller, and the two threads wait for each other more often."""
 
 _SEALS: Final = sum(
@@ -222,8 +222,10 @@ def map_private(fd: int, *, writable: bool = False) -> memoryview:
     return view if writable else view.toreadonly()
 
 
-def hold(fd: int) -> SharedBody:
+def hold(fd: int, view: memoryview | None = None) -> SharedBody:
     """Return sealed memory as a body, which holds the descriptor from now on.
+
+    A view that there is of all of it need not be made again.
 
     It is closed, and the memory unmapped, when nobody has a view of it any more.
 
@@ -233,7 +235,7 @@ def hold(fd: int) -> SharedBody:
     """
     try:
         _require_room()
-        view = map_private(fd)
+        view = map_private(fd) if view is None else view
         body = SharedBody((view,))
         body.memory = name(fd)
     except BaseException:
@@ -272,12 +274,14 @@ def share(part: Buffer) -> tuple[SharedBody, bytes]:
     _require_room()
     total = hashlib.sha256()
     written: SimpleQueue[int] = queue.SimpleQueue()
+    view = memoryview(part).cast("B")
     sealing = Sealing()
-    hashing = threading.Thread(target=_hash, args=(sealing.fd, total, written), daemon=True)
     try:
+        os.ftruncate(sealing.fd, view.nbytes)
+        memory = map_private(sealing.fd)
+        hashing = threading.Thread(target=_hash, args=(memory, total, written), daemon=True)
         hashing.start()
         try:
-            view = memoryview(part).cast("B")
             for start in range(0, view.nbytes, STEP_NBYTES):
                 sealing.write(view[start : start + STEP_NBYTES])
                 written.put(sealing.nbytes)
@@ -288,18 +292,15 @@ def share(part: Buffer) -> tuple[SharedBody, bytes]:
     except BaseException:
         sealing.close()
         raise
-    return hold(fd), total.digest()
+    return hold(fd, memory), total.digest()
 
 
-def _hash(fd: int, total: hashlib._Hash, written: SimpleQueue[int]) -> None:
-    """Take in what lies in a file, as far as it was written, until that is -1."""
-    buffer = bytearray(STEP_NBYTES)  # a mapping would cost as much again in page faults
+def _hash(memory: memoryview, total: hashlib._Hash, written: SimpleQueue[int]) -> None:
+    """Take in what lies in memory, as far as it was written, until that is -1."""
     start = 0
     while (end := written.get()) >= 0:
-        while start < end:
-            n = os.preadv(fd, [memoryview(buffer)[: end - start]], start)
-            total.update(memoryview(buffer)[:n])
-            start += n
+        total.update(memory[start:end])
+        start = end
 
 
 @functools.cache
