@@ -21,6 +21,7 @@ import msgspec
 
 from dmap.buffers import FD, INLINE_NBYTES, Answer, Ask, Sealed, encode
 from jobserver import shared
+from jobserver.machine import machine_id
 from jobserver.protocol import Body, Buffer, Reference, nbytes_of
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class _Server:
 
     def __init__(self) -> None:
         self.fed_at = 0.0  # when anything of a blob last came
-        self.is_named = bool(shared.machine_id())  # the memory that it names can be opened here
+        self.is_named = bool(machine_id())  # the memory that it names can be opened here
         self.fetches: dict[bytes, _Fetch] = {}  # blob -> its fetch, in the order of asking
 
 
@@ -293,7 +294,7 @@ class Shelf:
     def on_welcome(self, server: int, now: float) -> None:
         """Ask a server that is there (again) for all that is wanted of it."""
         there = self._servers[server]
-        there.is_named = bool(shared.machine_id())
+        there.is_named = bool(machine_id())
         there.fetches = {
             blob: _Fetch(now) for blob in there.fetches if self._who_wants(blob, server)
         }

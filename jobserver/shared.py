@@ -27,6 +27,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
+import hashlib
 import mmap
 import os
 import weakref

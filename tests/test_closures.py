@@ -16,7 +16,7 @@ import pytest
 from dmap import closures, functions, namespaces, pickling
 from dmap.errors import ClosureError, DmapWarning
 from dmap.tickets import Blob
-from jobserver import shared
+from jobserver.machine import machine_id
 from jobserver.protocol import SharedBody
 
 ROOT = Path(__file__).parent.parent
@@ -152,7 +152,7 @@ def test_what_the_user_writes_to_an_array_later_does_not_change_the_blob() -> No
     assert functions.blob_id(body_of(closure.blobs[-1])) == closure.blobs[-1].id
 
 
-@pytest.mark.skipif(not shared.machine_id(), reason="this system has no memory that can be shared")
+@pytest.mark.skipif(not machine_id(), reason="this system has no memory that can be shared")
 def test_a_captured_array_lies_in_memory_that_is_named_to_others_while_the_closure_lives() -> None:
     large = np.zeros(200_000)
     closure = closures.Closure(lambda: large)

@@ -23,6 +23,7 @@ from jobserver import protocol as wire
 from jobserver import shared
 from jobserver.errors import InsecureBind
 from jobserver.jobs import Limits, Send
+from jobserver.machine import machine_id
 from jobserver.pieces import Link
 from jobserver.protocol import Body, Message
 from jobserver.server import MAX_RETRY, PeerLog, Server
@@ -454,9 +455,7 @@ def test_a_blob_that_its_worker_declines_is_one_that_it_does_not_get(
 
 LARGE = os.urandom(MIB)
 LARGE_ID = hashlib.sha256(LARGE).digest()
-named = pytest.mark.skipif(
-    not shared.machine_id(), reason="this system has no memory that can be shared"
-)
+named = pytest.mark.skipif(not machine_id(), reason="this system has no memory that can be shared")
 
 
 @pytest.fixture

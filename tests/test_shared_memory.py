@@ -156,14 +156,17 @@ def test_memory_that_somebody_could_still_change_is_refused(missing: int) -> Non
     os.close(fd)
 
 
-def test_what_is_no_memory_is_refused_before_it_is_opened() -> None:
-    """To open a pipe that has no writer would wait for one."""
+def test_what_is_no_memory_is_refused_before_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
     with tempfile.TemporaryDirectory(prefix="dmap-") as folder:
         path = Path(folder) / "pipe"
         os.mkfifo(path)
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        refused(Reference(os.getpid(), fd, 0, bytes(16)), "something else")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", lambda path, flags: opened.append(path))
+            refused(Reference(os.getpid(), fd, 0, bytes(16)), "something else")
         os.close(fd)
+    assert not opened
 
 
 def test_a_descriptor_or_process_that_is_not_there_is_refused(sealed: int) -> None:
@@ -258,7 +261,7 @@ def test_what_cannot_be_written_down_leaves_nothing(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_one_process_holds_is_bounded(monkeypatch: pytest.MonkeyPatch, sealed: int) -> None:
-    monkeypatch.setattr(shared, "MAX_HELD", shared._n_held + 1)
+    monkeypatch.setattr(shared, "MAX_HELD", len(shared._held) + 1)
     first, _ = shared.share(LARGE)
     before = descriptors()
     with pytest.raises(OSError, match="holds"):
