@@ -32,7 +32,7 @@ def coalesce(sends: Iterable[Send]) -> list[Send]:
     joined: list[Send | _Run] = []
     last: dict[bytes, _Run] = {}  # peer -> the run at the end of what it gets
     for send in sends:
-        peer, message, bodies = send
+        peer, message, bodies, _ = send
         run = last.get(peer)
         if isinstance(message, JobComplete) and message.jobs[0].shared:
             last.pop(peer, None)  # it goes alone
@@ -86,7 +86,7 @@ class _Run:
 
 def _join_accepted(sends: list[Send]) -> Send:
     seqs: list[Range] = []
-    for _, message, _ in sends:
+    for _, message, _, _ in sends:
         assert isinstance(message, WorkAccepted)
         for seq in message.seqs:
             if seqs and seqs[-1].first + seqs[-1].n == seq.first:
@@ -100,7 +100,7 @@ def _join_complete(sends: list[Send]) -> Send:
     jobs: list[Completed] = []
     results: list[Body] = []
     seconds = 0.0
-    for _, message, bodies in sends:
+    for _, message, bodies, _ in sends:
         assert isinstance(message, JobComplete)
         jobs += message.jobs
         results += bodies

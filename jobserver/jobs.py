@@ -36,11 +36,12 @@ from jobserver.queues import Queue
 
 
 class Send(NamedTuple):
-    """A message to hand to a peer."""
+    """A message to hand to a peer. If it is patient, it may wait for another one to go with."""
 
     peer: bytes
     message: Message
     bodies: tuple[Body, ...] = ()
+    patient: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,14 @@ class Session:
         "pid",
         "python",
         "tickets",
+        "together",
         "untaken",
     )
 
     def __init__(self, session: bytes) -> None:
         self.id = session
         self.peer: bytes | None = None
+        self.together = False  # whether its link understands several messages in one
         self.gone_at: float | None = None  # since when it has no link
         self.due: float | None = None  # when to look whether its time is over
         self.name = self.host = self.python = self.machine = ""
@@ -211,12 +214,14 @@ class Supervisor:
         "name",
         "peer",
         "pid",
+        "together",
         "workers",
     )
 
     def __init__(self, session: bytes, now: float) -> None:
         self.id = session
         self.peer: bytes | None = None
+        self.together = False  # whether its link understands several messages in one
         self.heard_at = now
         self.gone_at: float | None = None  # since when its link is known to be gone
         self.due: float | None = None  # when to look whether its time is over
@@ -253,12 +258,14 @@ class Worker:
         "since",
         "sleep",
         "supervisor",
+        "together",
     )
 
     def __init__(self, supervisor: Supervisor, child: int, now: float) -> None:
         self.supervisor = supervisor
         self.child = child
         self.peer: bytes | None = None
+        self.together = False  # whether its link understands several messages in one
         self.name = self.host = self.python = self.machine = ""
         self.pid = 0
         self.labels: frozenset[str] = frozenset()

@@ -69,6 +69,7 @@ class Roster:
                 supervisor.pid = hello.pid
         self.peers[peer] = found
         found.peer = peer
+        found.together = hello.together
         found.name, found.host, found.pid = hello.name, hello.host, hello.pid
         return found, known is not None
 

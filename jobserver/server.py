@@ -30,12 +30,14 @@ import math
 import os
 import time
 from collections import deque
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import zmq
+from zmq.backend import zmq_poll
 
 from jobserver import keys, shared
 from jobserver.coalesce import coalesce
+from jobserver.company import Company
 from jobserver.jobs import Send
 from jobserver.pieces import TRANSFERS, Budget, Frames, Link, Returned
 from jobserver.protocol import (
@@ -63,7 +65,7 @@ from jobserver.protocol import (
     decode_to_server,
     encode,
 )
-from jobserver.together import unfold
+from jobserver.together import fold, unfold
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,10 @@ MAX_PARKED_NBYTES: Final = 256 * 2**20
 RETRY: Final = 0.002
 MAX_RETRY: Final = 0.05
 """Seconds until parked messages are tried again; doubled while none of them goes."""
+
+# Plain integers: the library's own are enums, which cost a microsecond at each use.
+_DONTWAIT: Final = int(zmq.DONTWAIT)
+_POLLIN: Final = int(zmq.POLLIN)
 
 PROBE: Final = 1.0
 """Seconds between the probes of links that have transfers under way."""
@@ -138,6 +144,9 @@ class Thinker(Protocol):
     def next_deadline(self) -> float | None:
         """Return when ``on_tick`` is to be called."""
 
+    def takes_together(self, peer: bytes) -> bool:
+        """Tell whether a peer understands several messages in one."""
+
     def drain(self, now: float) -> list[Send]:
         """Take nothing new."""
 
@@ -155,7 +164,7 @@ class Server:
         lifeline: a file descriptor; the server stops at once when its other end is closed.
 
     Attributes:
-        longest_turn: CPU seconds of the longest turn so far.
+        longest_turn: seconds of the longest turn so far.
     """
 
     def __init__(
@@ -167,7 +176,10 @@ class Server:
         self._budget = Budget(max_nbytes // 4)
         self._links: dict[bytes, Link] = {}  # peer -> link; only those with transfers under way
         self._parked: dict[bytes, _Parked] = {}  # peer -> what waits for it; never empty
-        self._lost: deque[tuple[bytes, Message | None]] = deque()  # gone peers, to tell the state
+        self._lost: deque[tuple[bytes, tuple[Message, ...]]] = (
+            deque()
+        )  # whom, and what, nothing reached
+        self._company = Company()
         self._retry = RETRY
         self._retry_at = self._probe_at = math.inf
         self._peer_log = PeerLog()
@@ -180,11 +192,9 @@ class Server:
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in _OPTIONS:
             self._socket.setsockopt(option, value)
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._wakes, zmq.POLLIN)
+        self._sources: list[tuple[Any, int]] = [(self._socket, _POLLIN), (self._wakes, _POLLIN)]
         if lifeline is not None:
-            self._poller.register(lifeline, zmq.POLLIN)
+            self._sources.append((lifeline, _POLLIN))
 
     def bind(self, endpoint: str, *, insecure: bool = False) -> str:
         """Listen on an endpoint, as ``keys.endpoint`` returns it. Returns it with its real port.
@@ -214,6 +224,7 @@ class Server:
                 leave_at = min(leave_at, now + LEAVE)
                 if now >= leave_at or not (something_came or self._parked):
                     break
+        self._deliver([send._replace(patient=False) for send in self._company.overdue()], 0.0)
         log.debug("longest turn: %.1f ms", 1000 * self.longest_turn)
         return not self._stopping
 
@@ -222,16 +233,18 @@ class Server:
 
         Returns whether messages came.
         """
-        events = dict(self._poller.poll(self._patience(timeout)))
-        began = time.thread_time()
-        if len(events) > (self._socket in events):
-            self._heed(events)
+        came = False
+        for source, _ in zmq_poll(self._sources, self._patience(timeout)):
+            if source is self._socket:
+                came = True
+            else:
+                self._heed(source)
+        now = began = time.monotonic()
         sends: list[Send] = []
         if self._draining and not self._drain_told:
             self._drain_told = True
-            sends += self._state.drain(time.monotonic())
-        now = time.monotonic()
-        if self._socket in events:
+            sends += self._state.drain(now)
+        if came:
             now = self._take(sends, now)
         deadline = self._state.next_deadline()
         if deadline is not None and deadline <= now:
@@ -240,9 +253,13 @@ class Server:
             self._try_parked(now)
         if self._probe_at <= now:
             self._probe(now)
-        self._deliver(sends, now)
-        self.longest_turn = max(self.longest_turn, time.thread_time() - began)
-        return self._socket in events
+        if self._company.due <= now:
+            sends = self._company.overdue(now) + sends
+            self._deliver([send._replace(patient=False) for send in sends], now)
+        elif sends or self._lost:
+            self._deliver(sends, now)
+        self.longest_turn = max(self.longest_turn, time.monotonic() - began)
+        return came
 
     def drain(self) -> None:
         """Have the server finish what it has, take nothing new, and leave."""
@@ -269,27 +286,28 @@ class Server:
 
     # --- what wakes the loop ----------------------------------------------------------------
 
-    def _patience(self, timeout: float | None) -> int | None:
-        """Return the milliseconds to wait for messages."""
+    def _patience(self, timeout: float | None) -> int:
+        """Return the milliseconds to wait for messages; -1 for any time."""
+        due = min(self._retry_at, self._probe_at, self._company.due)
         deadline = self._state.next_deadline()
-        due = min(self._retry_at, self._probe_at, math.inf if deadline is None else deadline)
+        if deadline is not None and deadline < due:
+            due = deadline
         if timeout is not None:
             due = min(due, time.monotonic() + timeout)
         elif self._drain_told and self._state.drained:
             due = min(due, time.monotonic() + MAX_RETRY)
         if due == math.inf:
-            return None
+            return -1
         return max(0, math.ceil(1000 * (due - time.monotonic())))
 
     def _wake_up(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full: it will wake up all the same
             os.write(self._wake, b"!")
 
-    def _heed(self, events: dict[object, int]) -> None:
-        if self._wakes in events:
+    def _heed(self, source: object) -> None:
+        if source == self._wakes:
             os.read(self._wakes, 4096)
-        lifeline = self._lifeline
-        if lifeline is not None and lifeline in events and not os.read(lifeline, 4096):
+        elif self._lifeline is not None and not os.read(self._lifeline, 4096):
             log.info("the other end of the lifeline is gone: I end")
             self._stopping = True
 
@@ -299,14 +317,16 @@ class Server:
         """Take in what has come. Returns the time."""
         until = now + TURN
         receive = self._socket.recv_multipart
+        sources = [(self._socket, _POLLIN)]
         for _ in range(MAX_MESSAGES):
             try:
-                frames = receive(zmq.DONTWAIT)
-            except zmq.Again:
+                frames = receive(_DONTWAIT)
+            except zmq.Again:  # said to be readable, it had but a part of a message
                 break
             sends += self._on_frames(frames, now)
             now = time.monotonic()
-            if now >= until:
+            # To be told that there is nothing by an exception takes three times as long.
+            if now >= until or not zmq_poll(sources, 0):
                 break
         return now
 
@@ -414,30 +434,51 @@ class Server:
     def _deliver(self, sends: list[Send], now: float) -> None:
         """Send all, and tell the state of those who turn out to be gone."""
         while True:
-            for peer, message, bodies in coalesce(sends) if len(sends) > 1 else sends:
-                frames: Frames = [peer, encode(message)]
+            sends = self._company.take(sends, now)
+            waiting: dict[bytes, list[_Entry]] = {}  # peer -> what it gets
+            for send in coalesce(sends) if len(sends) > 1 else sends:
+                peer, message, bodies, _ = send
+                frames: Frames = [encode(message)]
                 for body in bodies:
                     if not isinstance(body, bytes) or len(body) > BODY_NBYTES:
+                        self._put_all(peer, waiting.pop(peer, []), now)
                         link = self._require_link(peer, now)
                         self._post(link, link.outgoing(message, bodies), now)
                         break
                     frames.append(body)
                 else:
-                    self._put(peer, frames, message, now)
+                    entries = waiting.get(peer)
+                    if entries is None:
+                        waiting[peer] = [_Entry(frames, (message,))]
+                    else:
+                        entries.append(_Entry(frames, (message,)))
+            for peer, entries in waiting.items():
+                self._put_all(peer, entries, now)
             if not self._lost:
                 break
             sends = []
             while self._lost:
                 sends += self._on_lost(*self._lost.popleft(), now)
 
+    def _put_all(self, peer: bytes, entries: list[_Entry], now: float) -> None:
+        """Send what one peer gets, in as few messages as it understands."""
+        if len(entries) > 1 and self._state.takes_together(peer):
+            while entries:
+                frames, n = fold(entry.frames for entry in entries)
+                said = tuple([entry.said[0] for entry in entries[:n]])
+                self._put(peer, [peer, *frames], said, now)
+                del entries[:n]
+        for entry in entries:
+            self._put(peer, [peer, *entry.frames], entry.said, now)
+
     def _post(self, link: Link, messages: list[Frames], now: float) -> None:
         """Send what a link returned."""
         for frames in messages:
-            self._put(link.peer, [link.peer, *frames], None, now)
+            self._put(link.peer, [link.peer, *frames], (), now)
         if link.idle:
             self._links.pop(link.peer, None)
 
-    def _put(self, peer: bytes, frames: Frames, message: Message | None, now: float) -> None:
+    def _put(self, peer: bytes, frames: Frames, said: tuple[Message, ...], now: float) -> None:
         parked = self._parked.get(peer)
         if parked is None:
             try:
@@ -448,21 +489,21 @@ class Server:
             except zmq.ZMQError as error:
                 if error.errno != errno.EHOSTUNREACH:
                     raise
-                self._lost.append((peer, message))
+                self._lost.append((peer, said))
                 return
-        if type(message) is Heartbeat:
+        if len(said) == 1 and type(said[0]) is Heartbeat:
             return  # one that is late says nothing
         if parked is None:
             parked = self._parked[peer] = _Parked()
             self._retry_at = min(self._retry_at, now + self._retry)
-        parked.append(frames, message)
+        parked.append(frames, said)
         if parked.is_full:
             self._cut(peer, parked, now)
 
     def _send(self, frames: Frames) -> None:
         """Hand a message to libzmq, whole or not at all."""
         copy = len(frames) < 3 or all(len(frame) <= COPIED_NBYTES for frame in frames[2:])
-        self._socket.send_multipart(frames, zmq.DONTWAIT, copy=copy)
+        self._socket.send_multipart(frames, _DONTWAIT, copy=copy)
 
     def _try_parked(self, now: float) -> None:
         """Send of the parked messages what goes."""
@@ -481,7 +522,7 @@ class Server:
                     raise
                 del self._parked[peer]
                 # The newest first: what a state puts back in front keeps its order.
-                self._lost += ((peer, entry.message) for entry in reversed(parked.entries))
+                self._lost += ((peer, entry.said) for entry in reversed(parked.entries))
         self._retry = RETRY if n_sent else min(2 * self._retry, MAX_RETRY)
         self._retry_at = now + self._retry if self._parked else math.inf
 
@@ -493,15 +534,18 @@ class Server:
         )
         text = "you did not read what I had for you, and I dropped it: say Hello again"
         parked.clear()
-        parked.append([peer, encode(Error("hello_first", text))], None)
+        parked.append([peer, encode(Error("hello_first", text))], ())
         self._forget_link(peer, now)
-        self._lost.append((peer, None))
+        self._lost.append((peer, ()))
 
-    def _on_lost(self, peer: bytes, message: Message | None, now: float) -> list[Send]:
+    def _on_lost(self, peer: bytes, said: tuple[Message, ...], now: float) -> list[Send]:
         self._forget_link(peer, now)
-        if message is None:
+        if not said:
             return self._state.on_gone(peer, now)
-        return self._state.on_undelivered(peer, message, now)
+        sends: list[Send] = []
+        for message in reversed(said):  # as above
+            sends += self._state.on_undelivered(peer, message, now)
+        return sends
 
     # --- transfers --------------------------------------------------------------------------
 
@@ -531,15 +575,15 @@ class Server:
     def _probe(self, now: float) -> None:
         """Find out which links with transfers under way are gone: most peers get no heartbeats."""
         for peer in list(self._links):
-            self._put(peer, [peer, encode(Heartbeat())], Heartbeat(), now)
+            self._put(peer, [peer, encode(Heartbeat())], (Heartbeat(),), now)
         self._probe_at = now + PROBE if self._links else math.inf
 
 
 class _Entry(NamedTuple):
-    """A parked message; ``message`` is None for a part of a transfer."""
+    """A message for a socket, and what it says: one message or several, none of a transfer's."""
 
     frames: Frames
-    message: Message | None
+    said: tuple[Message, ...]
 
 
 class _Parked:
@@ -553,8 +597,8 @@ class _Parked:
     def is_full(self) -> bool:
         return len(self.entries) > MAX_PARKED or self.nbytes > MAX_PARKED_NBYTES
 
-    def append(self, frames: Frames, message: Message | None) -> None:
-        self.entries.append(_Entry(frames, message))
+    def append(self, frames: Frames, said: tuple[Message, ...]) -> None:
+        self.entries.append(_Entry(frames, said))
         self.nbytes += sum(map(len, frames))
 
     def popleft(self) -> None:

@@ -158,12 +158,22 @@ class State:
 
     def next_deadline(self) -> float | None:
         """Return when ``on_tick`` has something to do, or None."""
-        deadlines = [self._next_heartbeat, self.roster.next_due()]
-        if self._delayed:
-            deadlines.append(self._delayed[0][0])
+        first = self._next_heartbeat
+        due = self.roster.next_due()
+        if first is None or (due is not None and due < first):
+            first = due
+        if self._delayed and (first is None or self._delayed[0][0] < first):
+            first = self._delayed[0][0]
         if self._woken:
-            deadlines.append(self._woken[0][0] + self.limits.woken_ttl)
-        return min((when for when in deadlines if when is not None), default=None)
+            overdue = self._woken[0][0] + self.limits.woken_ttl
+            if first is None or overdue < first:
+                first = overdue
+        return first
+
+    def takes_together(self, peer: bytes) -> bool:
+        """Tell whether a peer understands several messages in one."""
+        who = self.roster.peers.get(peer)
+        return who is not None and who.together
 
     def drain(self, now: float) -> list[Send]:
         """Take nothing new and finish what is assigned, and background jobs that are ready.
@@ -512,8 +522,10 @@ class State:
                 last.n += 1
             else:
                 accepted.append(wire.Accepted(ticket, 1, handle))
-        if accepted:
-            self._to_session(session, wire.JobsAccepted(accepted, len(queue.workers)))
+        if accepted and session.peer is not None:
+            answer = wire.JobsAccepted(accepted, len(queue.workers))
+            # Who submits in the background waits for it.
+            self._out.append(Send(session.peer, answer, patient=not message.background))
         if refused:
             n_jobs, nbytes = len(self.book.jobs), self.book.nbytes
             text = f"I have {n_jobs} jobs and {nbytes} bytes, and take no more of yours now"
@@ -903,7 +915,9 @@ class State:
         return None
 
     def _accept_work(self, worker: Worker, seq: int) -> None:
-        self._send(worker.peer, wire.WorkAccepted([wire.Range(seq, 1)]))
+        if worker.peer is not None:
+            accepted = wire.WorkAccepted([wire.Range(seq, 1)])
+            self._out.append(Send(worker.peer, accepted, patient=True))
 
     def _say_taken(self) -> None:
         """Tell workers which of their memory nobody needs any more."""

@@ -228,7 +228,7 @@ class World:
                 one.tick()
 
     def _spread(self, server: int, sends: Sequence[ServerSend]) -> None:
-        for peer, message, bodies in sends:
+        for peer, message, bodies, _ in sends:
             decoded = wire.decode_to_peer(wire.encode(message))
             self.link(server, peer).to_peer.append((decoded, bodies))
 

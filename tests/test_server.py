@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 import zmq
 
@@ -28,6 +29,7 @@ from jobserver.pieces import Link
 from jobserver.protocol import Body, Message
 from jobserver.server import MAX_RETRY, PeerLog, Server
 from jobserver.state import State
+from jobserver.together import unfold
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20.0  # seconds until a test gives up on what should be there in milliseconds
@@ -192,6 +194,30 @@ def test_a_job_goes_from_client_to_worker_and_back(context: Context, live: Live)
     assert run_one(one, other, b"argument", b"result") == (b"argument", b"result")
 
 
+def test_a_client_that_takes_it_hears_of_acceptance_and_end_in_one_message(
+    context: Context, live: Live
+) -> None:
+    one, other = Peer(context, live.endpoint), worker(context, live)
+    one.say(wire.Hello(wire.MAJOR, wire.MINOR, "client", b"c" * 16, together=True))
+    one.wait_for(wire.Welcome)
+    submit = wire.SubmitJobs("f", [wire.JobSpec(1, 1)])
+    cancel = wire.CancelJobs([wire.Range(1, 1)])
+    headers = [msgspec.Raw(wire.encode(message)) for message in (submit, cancel)]
+    one.say(wire.Together(headers, 0), b"a")
+    header = wire.decode_to_peer(one.socket.recv_multipart()[0])
+    assert isinstance(header, wire.Together)
+    said = [type(message) for message, _ in unfold(header, (), wire.decode_to_peer)]
+    assert said == [wire.JobsAccepted, wire.JobFail]
+    other.say(wire.GrabJobs())
+    other.wait_for(wire.NoJob)
+
+
+def test_an_acceptance_that_finds_no_company_goes_alone(context: Context, live: Live) -> None:
+    one = client(context, live)
+    one.say(wire.SubmitJobs("f", [wire.JobSpec(1, 1)]), b"a")
+    assert isinstance(one.hear()[0], wire.JobsAccepted)
+
+
 def test_jobs_leave_nothing_to_the_garbage_collector() -> None:
     """The command switches full collections off."""
     state = State("sammy", "b00t")
@@ -207,7 +233,7 @@ def test_jobs_leave_nothing_to_the_garbage_collector() -> None:
     specs = [wire.JobSpec(ticket, 1, b"%d" % (ticket % 5)) for ticket in range(10)]
     say(client, wire.SubmitJobs("f", specs, merge=True), b"a" * 10)
     for seq in range(1, 4):
-        [(_, assign, _)] = say(worker, wire.GrabJobs())
+        [(_, assign, *_)] = say(worker, wire.GrabJobs())
         assert isinstance(assign, wire.JobAssign)
         done = wire.WorkDone(assign.jobs[0].handle, 1)
         say(worker, wire.WorkComplete(seq, [done]), b"r")
@@ -700,6 +726,9 @@ class Recorder:
 
     def next_deadline(self) -> float | None:
         return 0.0 if self.to_send else None
+
+    def takes_together(self, peer: bytes) -> bool:
+        return False
 
     def drain(self, now: float) -> list[Send]:
         return []

@@ -188,7 +188,7 @@ class Server:
     def _deliver(self, sends: list[Send]) -> None:
         while True:
             lost: list[tuple[bytes, Message]] = []
-            for peer, message, bodies in coalesce(sends):
+            for peer, message, bodies, _ in coalesce(sends):
                 link = self.wires.get(peer)
                 if link is None:
                     lost.append((peer, message))
