@@ -33,9 +33,13 @@ import dmap, os, time, dmap.local
 
 def processes():
     \"\"\"Return the pids of the local cluster: of its supervisor, its server and its workers.\"\"\"
-    supervisor = dmap.local._cluster._process.pid
-    with open(f"/proc/{supervisor}/task/{supervisor}/children") as file:
-        return [supervisor, *map(int, file.read().split())]
+    cluster = dmap.local._cluster
+    pids = []
+    while len(pids) < 2 + cluster.n_processes:  # one may have done what there was, ahead of others
+        supervisor = cluster._process.pid
+        with open(f"/proc/{supervisor}/task/{supervisor}/children") as file:
+            pids = [supervisor, *map(int, file.read().split())]
+    return pids
 """
 
 

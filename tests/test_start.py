@@ -85,7 +85,7 @@ def test_a_forked_child_is_as_one_that_is_a_new_program(
     stray = os.open(os.devnull, os.O_RDONLY)
     os.set_inheritable(stray, True)
     try:
-        with running_worker([server], pass_fds=(stray,)) as worker:
+        with running_worker([server], stdin=subprocess.PIPE, pass_fds=(stray,)) as worker:
             os.close(stray)
             stray = -1
             server.wait(Hello, lambda hello: hello.child == 1)
