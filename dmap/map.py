@@ -69,6 +69,8 @@ CHUNK_NBYTES: Final = 8 * 2**20
 """A chunk's argument, or its result, should have no more bytes than this."""
 WINDOW_NBYTES: Final = 256 * 2**20
 """Arguments that are out and results that nobody has taken have some so many bytes at most."""
+WINDOW_ITEMS: Final = 2**20
+"""Items of a lazy map that may be read and not taken. An int has 5 bytes on its way, 40 here."""
 WINDOW_PARTS: Final = 16
 """Parts a worker that may be home and not taken."""
 MERGE_AHEAD: Final = 1024
@@ -557,16 +559,15 @@ class Map:
 
     def _room(self) -> int:
         """Return how many more items of the input may be under way."""
-        most = WINDOW_NBYTES
-        if self._nbytes_out + self._nbytes_home >= most and (self._out or self._parts):
+        nbytes = self._nbytes_out + self._nbytes_home
+        if nbytes >= WINDOW_NBYTES and (self._out or self._parts):
             return 0
         if self._keep:
             return 2**63
         if len(self._parts) >= WINDOW_PARTS * max(1, self._n_workers):
             return 0
-        if self._settings.buffersize is None:
-            return 2**63
-        return max(0, self._settings.buffersize - (self._n_begun - self._n_taken))
+        most = self._settings.buffersize or WINDOW_ITEMS
+        return max(0, most - (self._n_begun - self._n_taken))
 
     def _send(self, run: _Run, tickets: list[Ticket]) -> None:
         """Make the job of a chunk. An item that cannot be pickled fails, and only that."""

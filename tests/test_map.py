@@ -16,6 +16,7 @@ from cluster import Cluster
 from hypothesis import given, settings
 
 from dmap import Client, closures, raised, work
+from dmap import map as map_module
 from dmap.errors import ClosureError, DmapWarning, JobTimeout, NoWorker, WorkerLost
 from dmap.map import Items, Map, Settings
 from dmap.tickets import Completed, Failed, NoWorkers, Refused, Ticket
@@ -305,6 +306,26 @@ def test_a_lazy_map_reads_no_more_than_its_buffer() -> None:
     assert got == [2 * x for x in range(100)]
     assert next(read) <= 111
     assert workshop.most_out <= 10
+
+
+def test_a_lazy_map_reads_no_more_items_ahead_than_it_has_memory_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(map_module, "WINDOW_ITEMS", 100)
+    n_read = n_taken = most = 0
+
+    def read() -> Iterator[int]:
+        nonlocal n_read, most
+        for n in range(5_000):
+            n_read = n + 1
+            most = max(most, n_read - n_taken)
+            yield n
+
+    run, _ = make(double, read(), keep=False)
+    for part in run.parts():
+        n_taken += len(part)
+    assert n_taken == 5_000
+    assert 50 < most <= 100 + 65  # a part is taken when the next one is asked for
 
 
 def test_a_lazy_map_is_bounded_by_itself() -> None:
@@ -778,6 +799,24 @@ def test_a_backed_up_map_is_right(client: Client) -> None:
 def test_large_items_and_results_come_through(client: Client) -> None:
     blocks = [bytes([n]) * 3_000_000 for n in range(6)]
     assert client.dmap(lambda block: block + b"!", blocks) == [block + b"!" for block in blocks]
+
+
+def resident(_: object = None) -> int:
+    """Return the bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
+def test_a_lazy_map_over_millions_takes_little_memory(client: Client) -> None:
+    workers = max(client.dmap(resident, range(50), chunksize=1))
+    here = most = resident()
+    for n, value in enumerate(client.imap(double, iter(range(1_000_000)))):
+        assert value == 2 * n
+        if n % 50_000 == 0:
+            most = max(most, resident())
+    assert most - here < 150e6
+    assert max(client.dmap(resident, range(50), chunksize=1)) - workers < 150e6
 
 
 @pytest.mark.slow
