@@ -3,8 +3,9 @@
 # make test-all  the fast tests on every Python that is here, then all tests
 # make check     format, lint, types, import contracts, fast tests
 # make mutants   breaks the state files line by line and sees that a test turns red
-# make bench     beside multiprocessing.Pool and ProcessPoolExecutor, as a table; in minutes
-# make bench-quick   the same in one minute, and rougher
+# make bench     beside pools, joblib, dask, ray and others; tables, a plot, into the documents
+#                (minutes; installs them)
+# make bench-quick   rougher, without those that take seconds to start; under two minutes
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=folder where the environment is made.
 
@@ -49,10 +50,11 @@ check:
 mutants: $(VENV)/.installed-test
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-bench: $(VENV)/.installed-test
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --json benchmarks/results/latest.json $(ARGS)
+	$(BIN)/python -m benchmarks.documents
 
-bench-quick: $(VENV)/.installed-test
+bench-quick: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --quick $(ARGS)
 
 clean:
@@ -67,6 +69,15 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
 $(VENV)/.installed-test: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $(VENV)/.installed $@
+
+# All at once, or, where one of them cannot be had, each that can.
+$(VENV)/.installed-bench: setup.cfg pyproject.toml $(VENV)/.installed-test
+	@install="$(BIN)/python -m pip install --quiet --disable-pip-version-check"; \
+	$$install --editable '.[test,bench]' || \
+	sed -n '/^bench =/,/^\[/s/^    //p' setup.cfg | while read -r peer; do \
+		$$install "$$peer" || echo "not to be had, and not measured: $$peer" >&2; \
+	done
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
 
 # A venv whose interpreter has gone is a dangling link, which make takes for a missing file.
 $(BIN)/python:

@@ -22,7 +22,7 @@ def in_readme(report: Report) -> str:
     """Return what the README says: the figure, and a row a question."""
     return (
         f"![each question, each peer beside dmap](benchmarks/results/{PLOT.name})\n\n"
-        f"{table.summary(report)}\n\n{table.heading(report)}"
+        f"{table.summary(report)}\n\n{table.machine(report)}"
     )
 
 

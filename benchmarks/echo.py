@@ -62,7 +62,7 @@ def dealer(endpoint: str, identity: bytes) -> Any:
     """Return a socket that is connected."""
     import zmq
 
-    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket: Any = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, identity)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)

@@ -20,7 +20,7 @@ from benchmarks.harness import Call, Open, Way
 
 N_WORKERS = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
-Function = Callable[[Any], Any]
+Function = Callable[..., Any]
 Items = Sequence[Any]
 
 

@@ -133,7 +133,7 @@ class Runner:
             elif has_ended:
                 raise self._failed(f"ended with {self._process.returncode}: {self._last_words()}")
             elif time.monotonic() > deadline:
-                raise self._failed(f"took more than {timeout:.0f} s {when}")
+                raise self._failed(f"took more than {timeout:g} s {when}")
         line, _, self._heard = self._heard.partition(b"\n")
         said: dict[str, Any] = json.loads(line)
         if "failed" in said:

@@ -10,17 +10,27 @@ Way = dict[str, Any]
 Asked = dict[str, Any]
 
 
-def heading(report: dict[str, Any]) -> str:
-    """Return when and on what it was measured, in a paragraph."""
-    machine = report["machine"]
+def machine(report: dict[str, Any]) -> str:
+    """Return when and on what it was measured, in a sentence."""
+    there = report["machine"]
     date = datetime.datetime.fromisoformat(report["date"])
-    load = ", ".join(f"{load:.1f}" for load in machine["load_average"])
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    load = ", ".join(f"{load:.1f}" for load in there["load_average"])
     text = (
-        f"{date.day} {date:%B %Y}, {machine['n_cores']} cores ({machine['processor']}), "
-        f"{machine['memory_gib']:g} GiB, {machine['system']}; load average before: {load}. "
-        f"Versions: {versions}. Medians of {report['rounds']} rounds, or of fewer where a round is "
-        "long."
+        f"{date.day} {date:%B %Y}, {there['n_cores']} cores ({there['processor']}), "
+        f"{there['memory_gib']:g} GiB, {there['system']}, Python {report['versions']['python']}; "
+        f"load average before: {load}."
+    )
+    if report["is_quick"]:
+        text += " Measured with `--quick`."
+    return text
+
+
+def heading(report: dict[str, Any]) -> str:
+    """Return when, on what and of what it was measured, in a paragraph."""
+    versions = [f"{name} {version}" for name, version in report["versions"].items()]
+    text = (
+        f"{machine(report)} Versions: {', '.join(versions)}. "
+        f"Medians of {report['rounds']} rounds, of fewer where a round is long."
     )
     if report["left_out"]:
         text += f" Left out: {', '.join(report['left_out'])}."

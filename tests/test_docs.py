@@ -31,7 +31,8 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PROTOCOL = ROOT / "docs" / "protocol.md"
 DESIGN = ROOT / "docs" / "design.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", PROTOCOL, DESIGN]
+PERFORMANCE = ROOT / "docs" / "performance.md"
+DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", PROTOCOL, DESIGN, PERFORMANCE]
 IDS = [path.name for path in DOCUMENTS]
 
 
@@ -140,10 +141,6 @@ def test_the_readmes_first_example_is_five_lines_and_shows_what_comes_out() -> N
     first = blocks(README)[0]
     assert len(first.text.split("\n\n")[-1].splitlines()) <= 5
     assert first.shown
-
-
-def test_the_readme_has_the_place_for_the_figures() -> None:
-    assert README.read_text().count("<!-- figures -->") == 1
 
 
 def test_the_names_that_the_readme_imports_are_public() -> None:
