@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "questions": {},
     }
     adopt_orphans()
+    # Whoever ends it, what it has started, and stopped, ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     begin = time.monotonic()
     print(table.heading(report), flush=True)
     for name in wanted:

@@ -80,7 +80,6 @@ class Question:
             round takes about as long; its row says how many. Only for what is a rate.
         n_rounds: Where not None, a round is long: at most so many, and one with ``--quick``.
         warm_up: Items that each way does before it is measured, and in a round at least.
-        untaken: Peers that cannot answer, with the reason. They have a row, too.
     """
 
     name: str
@@ -94,7 +93,6 @@ class Question:
     seconds: float | None = None
     n_rounds: int | None = None
     warm_up: int = 10
-    untaken: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

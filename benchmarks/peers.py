@@ -10,15 +10,17 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import Call, Open, Way
+from dmap.cores import n_cores
 
-N_WORKERS = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+N_WORKERS = n_cores()
+"""As many as dmap starts on this machine."""
 
 Function = Callable[..., Any]
 Items = Sequence[Any]
@@ -290,11 +292,17 @@ def ray_up() -> Iterator[Ray]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # or it warns
     import ray
 
-    ray.init(
-        num_cpus=N_WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
-    yield Ray()
-    ray.shutdown()
+    # Its logs stay otherwise.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            num_cpus=N_WORKERS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=folder,
+        )
+        yield Ray()
+        ray.shutdown()
 
 
 class Ipyparallel(Running):
@@ -338,8 +346,8 @@ class Peer:
         distribution: What is installed; empty for the standard library.
         up: Starts it and ends it.
         kind: Its class, or one that is up, for the names of its calls.
-        is_restless: Whether its processes use the processor while nothing is asked of them, and
-            are stopped meanwhile.
+        is_restless: Whether its processes use some hundredths of a core while nothing is asked of
+            them, and are stopped meanwhile.
         is_slow: Whether it takes seconds to start, and is left out with ``--quick``.
     """
 
@@ -374,7 +382,7 @@ PEERS = {
     "mpi": Peer("mpi4py.futures", "mpi4py", mpi_up, Executor(None, "MPIPoolExecutor"), True, True),
     "dask": Peer("dask.distributed", "distributed", dask_up, Dask, True, True),
     "ray": Peer("ray", "ray", ray_up, Ray, True, True),
-    "ipyparallel": Peer("ipyparallel", "ipyparallel", ipyparallel_up, Ipyparallel, True, True),
+    "ipyparallel": Peer("ipyparallel", "ipyparallel", ipyparallel_up, Ipyparallel, is_slow=True),
 }
 
 

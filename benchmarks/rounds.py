@@ -92,15 +92,20 @@ class Runner:
             for unit, value in values.items():
                 row.values.setdefault(unit, []).append(float(f"{value:.5g}"))
 
+    def let_go(self) -> None:
+        """Have it end, and do not wait for that. Harmless a second time."""
+        if self._orders >= 0:
+            signal_all([*descendants(self._process.pid), self._process.pid], signal.SIGCONT)
+            os.close(self._orders)
+            self._orders = -1
+
     def close(self) -> None:
         """End the peer, its processes and its runner."""
-        pid = self._process.pid
-        signal_all([*descendants(pid), pid], signal.SIGCONT)
-        os.close(self._orders)
+        self.let_go()
         try:
             self._process.wait(0.1 if self.rows[0].failed else CLOSE_TIMEOUT)
         except subprocess.TimeoutExpired:
-            end_descendants(pid)
+            end_descendants(self._process.pid)
             self._process.kill()
             self._process.wait()
         os.close(self._answers)
@@ -217,10 +222,7 @@ def ask(
                 step(number, f"round {turn + 1}", Runner.take)
     finally:
         for runner in runners.values():
+            runner.let_go()
+        for runner in runners.values():
             runner.close()
-    untaken = [
-        Row(PEERS[peer].title, peer, failed=why)
-        for peer, why in question.untaken.items()
-        if peers is None or peer in peers
-    ]
-    return [row for number in sorted(rows) for row in rows[number]] + untaken
+    return [row for number in sorted(rows) for row in rows[number]]

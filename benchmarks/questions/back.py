@@ -23,4 +23,5 @@ QUESTION = Question(
     take=latency,
     is_more_better=False,
     seconds=0.5,
+    warm_up=50,
 )
