@@ -438,7 +438,7 @@ class Page:
                 held, is_taken = self._entry(bank, at)
                 if held == key:
                     start = at + 1
-                    if not self._take(bank, at):
+                    if is_taken:
                         self._store(n, start, reported, depth, bank)
                         return False
                     break
@@ -541,12 +541,13 @@ class Page:
     def take(self, wanted: Collection[Key] | None = None) -> list[Key]:
         """Take from the child what it has not started: of these, or all. Returns what was taken."""
         taken: list[Key] = []
+        take_token = _tokens()[0]
         with self._lock_nowait:
             n, start, _, _, bank, _ = _unpack(self._words[_STATE])
             for index, (key, is_taken) in enumerate(self._entries(bank, start, n), start):
                 if is_taken or not (wanted is None or key in wanted):
                     continue
-                if self._take(bank, index):
+                if take_token is None or take_token(self._token(bank, index)) == 0:
                     _TAKEN.pack_into(self._memory, self._offset(bank, index) + _TAKEN_OFFSET, 1)
                     taken.append(key)
         return taken
@@ -609,13 +610,6 @@ class Page:
         if not self._address:
             self._address = _address_of(self._memory)
         return self._address + self._offset(bank, index) + _TOKEN_OFFSET
-
-    def _take(self, bank: int, index: int) -> bool:
-        """Take an entry's token; False if the other side has it. The page is locked."""
-        take = _tokens()[0]
-        if take is None:
-            return not self._entry(bank, index)[1]
-        return take(self._token(bank, index)) == 0
 
     def _claims(self, state: _State) -> Iterator[Claim]:
         """Yield what runs, the innermost first."""
