@@ -515,7 +515,7 @@ class Page:
 
     def _forget_cancel(self) -> None:
         """Forget a cancel of a job that runs no more. No claim is an entry now."""
-        cancelled = self.cancelled
+        cancelled = self.cancelled if self.is_cancelling else None
         if cancelled is not None:
             depth = self._state >> _DEPTH & 0xFF
             if all(self._claim(index).key != cancelled for index in range(depth)):

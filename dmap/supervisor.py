@@ -597,6 +597,7 @@ class Supervisor:
             labels=settings.labels,
             boot=server.boot,
             running=running,
+            together=True,
         )
         server.link.send(hello)
 

@@ -83,6 +83,7 @@ class FakeServer:
         self.address = f"ipc://{folder}/{name}"
         self.heard: list[Heard[Any]] = []
         self.hellos: list[Heard[Hello]] = []
+        self.together: list[list[type[Message]]] = []  # what came as one
         self._context: zmq.Context[Any] = zmq.Context()
         self.start()
 
@@ -187,7 +188,9 @@ class FakeServer:
             message = protocol.decode_to_server(frames[0])
             bodies: tuple[Body, ...] = tuple(frames[1:])
             if isinstance(message, Together):
-                for one, its_bodies in unfold(message, bodies, protocol.decode_to_server):
+                several = list(unfold(message, bodies, protocol.decode_to_server))
+                self.together.append([type(one) for one, _ in several])
+                for one, its_bodies in several:
                     self._take(peer, one, its_bodies)
             else:
                 self._take(peer, message, bodies)

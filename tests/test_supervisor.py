@@ -214,6 +214,7 @@ def test_what_a_busy_child_has_not_started_is_given_back(
     jobs += [closure(server, abs, -number) for number in (1, 2)]
     server.assign_to_next(*jobs)
     assert server.wait(GiveBack).message.handles == [jobs[1].handle, jobs[2].handle]
+    server.wait_until((folder / "a").exists)  # it may have taken 10 ms to load the function
     (folder / "a").unlink()
     assert value_of(server, jobs[0]) == "waited"
     later = closure(server, abs, -7)

@@ -92,6 +92,12 @@ def call(server: FakeServer, function: Callable[..., Any], *args: Any) -> Any:
     return work.load_result(done.bodies[0])
 
 
+def test_a_result_goes_with_the_grab_for_the_next_job(server: FakeServer, worker: Running) -> None:
+    assert call(server, abs, -1) == 1
+    assert server.together[-1] == [WorkComplete, GrabJobs]
+    assert server.hellos[-1].message.together
+
+
 def run_chunk(
     server: FakeServer, function: Callable[..., Any], items: list[Any], star: bool = False
 ) -> None:
