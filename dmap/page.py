@@ -65,6 +65,7 @@ MAX_HELD: Final = 512
 
 _DRAINING, _WATCHED, _READY = 0, 1, 2  # offsets of the flags, one byte each
 _CANCEL: Final = 8
+_CANCEL_BOOT: Final = 2  # of the words: no boot has the key 0
 _STATE: Final = 4  # of the words
 _SINCE: Final = 5  # of the words: when the job began whose claim is its entry
 _CLAIMS: Final = 64
@@ -153,8 +154,7 @@ class _Shown(msgspec.Struct, array_like=True, gc=False):
     """What a claim shows of a job, beside its key and since when it runs."""
 
     attempt: int
-    session: bytes
-    ticket: int
+    origin: Origin
     function: str
     uniq: bytes
     n_items: int
@@ -189,8 +189,8 @@ def _address_of(memory: mmap.mmap) -> int:
 
 
 def boot_key(boot: str) -> int:
-    """Return a server's boot id as a number that is as good as unique."""
-    return int.from_bytes(blake2b(boot.encode(), digest_size=8).digest(), "little")
+    """Return a server's boot id as a number that is as good as unique, and not 0."""
+    return int.from_bytes(blake2b(boot.encode(), digest_size=8).digest(), "little") or 1
 
 
 class Settings(msgspec.Struct):
@@ -348,7 +348,10 @@ class Page:
             entries += [pack(handle, boot, server, 0, free, 0) for handle, boot, server in keys]
             self._write(offset, b"".join(entries))
             shown = _encode(
-                [(job.attempt, *job.origin, job.function, job.uniq, job.n_items) for job in jobs]
+                [
+                    _Shown(job.attempt, job.origin, job.function, job.uniq, job.n_items)
+                    for job in jobs
+                ]
             )
             if len(shown) <= _MAX_SHOWN_NBYTES:
                 self._write(offset + _SHOWN_OFFSET, _SHOWN.pack(first, len(shown)) + shown)
@@ -589,7 +592,7 @@ class Page:
     @property
     def is_cancelling(self) -> bool:
         """Whether any job should stop, or should have before it ended."""
-        return self._words[_CANCEL // 8] != 0 or self._words[_CANCEL // 8 + 1] != 0
+        return self._words[_CANCEL_BOOT] != 0
 
     def _write(self, offset: int, packed: bytes) -> None:
         self._memory[offset : offset + len(packed)] = packed
@@ -626,12 +629,11 @@ class Page:
         first, nbytes = _SHOWN.unpack_from(self._memory, offset)
         offset += _SHOWN.size
         shown = _decode(_split(self._memory[offset : offset + nbytes])[index - first])
-        origin = Origin(shown.session, shown.ticket)
         since: float = self._times[_SINCE]
         return Claim(
             key,
             shown.attempt,
-            origin,
+            shown.origin,
             shown.function,
             shown.uniq,
             since,
