@@ -334,14 +334,14 @@ class Worker:
         If ``lanes`` are given, ask for a job of them (of any if there are none), in one message
         with the results where it can be.
         """
+        if self._has_ended_claim:
+            self._has_ended_claim = False
+            self._page.release()
         self._oldest_result = 0.0
         sends = self._state.flush()
         if lanes is not None:
             sends += self._state.seek(time.monotonic(), lanes)
         self._send(sends, together=True)
-        if self._has_ended_claim:  # behind the results, which somebody waits for
-            self._has_ended_claim = False
-            self._page.release()
 
     # --- the page -----------------------------------------------------------------------------
 
