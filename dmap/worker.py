@@ -180,6 +180,7 @@ class Worker:
                 now = time.monotonic()
                 if self._page.draining and not state.draining:
                     leave_at = now + LEAVE_WITHIN
+                    self._report()
                     self._withdraw(self._page.unhold())
                     self._send(state.drain())
                 if state.held:
