@@ -14,7 +14,8 @@ All but "raw" are pickled. A closure comes beside its argument, as the job's fir
 list of the values before it is body 2.
 
 Bodies made here share no memory that could change with what they were made from: they are kept
-until the other side has acknowledged them, and the user's arrays are the user's.
+until the other side has acknowledged them, and the user's arrays are the user's. Their large
+buffers lie in memory to which another process of this machine can be referred (`shared`).
 """
 
 from __future__ import annotations
