@@ -975,9 +975,6 @@ class State:
         if len(message.jobs) > 1:
             raise wire.Malformed("bad_frame", "a result in shared memory comes alone")
         seq = message.seq
-        if seq in worker.lent:  # it is said again
-            self._accept_work(worker, seq)
-            return False
         origin = message.origins[0] if message.boot else None
         job = self._job_of(worker, message.jobs[0].handle, message.boot, origin)
         if job is None or (self._are_near(job, worker) and not (job.uniq or job.background)):

@@ -24,7 +24,7 @@ TOO_SLOW = "not TestServer and not TestClient and not any_order"
 TIMEOUT = 60.0
 """Seconds; an edit that makes a test wait for ever is found by it as well."""
 
-SERVER = ("test_state.py",)
+SERVER = ("test_state.py", "test_shared_state.py")
 TESTS = {
     "jobserver/state.py": SERVER,
     "jobserver/crew.py": ("test_crew.py", *SERVER),
@@ -34,9 +34,13 @@ TESTS = {
     "jobserver/blobs.py": ("test_blobs.py",),
     "jobserver/endings.py": ("test_endings.py",),
     "jobserver/pieces.py": ("test_pieces.py",),
-    "dmap/client_state.py": ("test_client_state.py",),
+    "dmap/client_state.py": ("test_client_state.py", "test_shared_state.py"),
     "dmap/tickets.py": ("test_client_state.py",),
-    "dmap/worker_state.py": ("test_worker_state.py", "test_nested_properties.py"),
+    "dmap/worker_state.py": (
+        "test_worker_state.py",
+        "test_shared_state.py",
+        "test_nested_properties.py",
+    ),
     "dmap/chunks.py": ("test_chunks.py",),
 }
 """File that is edited -> its tests."""
@@ -56,6 +60,39 @@ EDITS: dict[str, list[Edit]] = {
             "memory is named to who wants the bytes",
             "message.named and isinstance(body, wire.SharedBody)",
             "isinstance(body, wire.SharedBody)",
+            "memory is shared with whoever listens",
+            'machine != "" and all(session.machine == machine for session, _ in job.listeners)',
+            "True",
+        ),
+        Edit(
+            "results of merged jobs are shared",
+            "is_near and not (job.uniq or job.background),\n                    terms",
+            "is_near,\n                    terms",
+        ),
+        Edit(
+            "an argument in memory goes to any machine",
+            "if terms.referred and not is_near:",
+            "if 0:",
+        ),
+        Edit(
+            "a grab whose jobs are all refused is not answered",
+            "self._send(worker.peer, wire.NoJob())  # it asks again",
+            "pass",
+        ),
+        Edit(
+            "memory that nobody wants is not let go",
+            "if shared and message.seq not in worker.lent:",
+            "if False:",
+        ),
+        Edit(
+            "memory is let go as soon as its result has come",
+            "if shared and message.seq not in worker.lent:",
+            "if shared:",
+        ),
+        Edit(
+            "a session that ends keeps workers' memory",
+            "self.book.forget_untaken(session)\n        self._say_taken()",
+            "self.book.forget_untaken(session)\n        self.book.returned.clear()",
         ),
         Edit(
             "a submit wakes nobody",
@@ -348,6 +385,16 @@ EDITS: dict[str, list[Edit]] = {
     ],
     "jobserver/book.py": [
         Edit(
+            "memory is let go by the first of its listeners",
+            "if not worker.lent[seq]:",
+            "if worker.lent[seq] >= 0:",
+        ),
+        Edit(
+            "a result in memory comes as another when said again",
+            "first.n_items, first.shared)",
+            "first.n_items)",
+        ),
+        Edit(
             "nobody knows who waits for a job that was joined",
             "around.update(terms.ancestors)",
             "pass",
@@ -464,6 +511,26 @@ EDITS: dict[str, list[Edit]] = {
         Edit("any size is taken", "if offer.nbytes > self._max_incoming_nbytes:", "if False:"),
     ],
     "dmap/client_state.py": [
+        Edit(
+            "memory is shared although it cannot be opened",
+            "server.unshared_until = now + server.unshared",
+            "pass",
+        ),
+        Edit(
+            "what runs at most once is shared",
+            "shared = server.shared and terms.shared",
+            "shared = server.shared",
+        ),
+        Edit(
+            "a shared result is acknowledged late",
+            "server.take_at = now  # its worker",
+            "pass  # its worker",
+        ),
+        Edit(
+            "arguments are referred to by way of any server",
+            "and server.machine == self.hello.machine",
+            "",
+        ),
         Edit(
             "results are not acknowledged",
             "            taken.append(number)\n            ticket = tickets.pop",
@@ -591,6 +658,26 @@ EDITS: dict[str, list[Edit]] = {
         ),
     ],
     "dmap/worker_state.py": [
+        Edit(
+            "memory is let go when its report is accepted",
+            "if _is_lent(there.unaccepted[seq]):",
+            "if False:",
+        ),
+        Edit(
+            "a worker drains with its memory lent",
+            "or any(there.unaccepted for there in self._servers)\n        )",
+            ")",
+        ),
+        Edit(
+            "memory is let go as soon as its server is away",
+            "now >= there.away_since + LENT_WITHOUT",
+            "now >= there.away_since",
+        ),
+        Edit(
+            "what is lent does not hold up more work",
+            "return nbytes_of(body) + (body.shared if type(body) is Reference else 0)",
+            "return nbytes_of(body)",
+        ),
         Edit(
             "a job that runs inside another knows only those of its submit",
             "job.ancestors = tuple(known)",

@@ -76,6 +76,21 @@ def test_memory_is_kept_until_its_result_is_taken(net: Net) -> None:
     assert net.state.book.nbytes == 0
 
 
+def test_memory_is_kept_until_the_last_listener_has_taken_its_result(net: Net) -> None:
+    client, worker = Client(net, machine="m"), Worker(net, "f", machine="m")
+    other = Client(net, 2, machine="m")
+    handle = client.submitted(shared=True)
+    worker.grab()
+    other.say(wire.Attach(1, handle))
+    other.take(wire.JobsAccepted)
+    lend(worker, handle)
+    worker.take(wire.WorkAccepted)
+    assert client.result() == (1, b"ref")
+    worker.nothing()
+    assert other.result() == (1, b"ref")
+    worker.take(wire.WorkTaken)
+
+
 def test_memory_is_let_go_when_the_session_of_its_listener_ends(net: Net) -> None:
     client, worker = Client(net, machine="m"), Worker(net, "f", machine="m")
     handle = client.submitted(shared=True)
