@@ -65,6 +65,7 @@ from jobserver.protocol import (
     decode_to_server,
     encode,
 )
+from jobserver.sockets import receive, send
 from jobserver.together import fold, unfold
 
 log = logging.getLogger(__name__)
@@ -85,8 +86,6 @@ RETRY: Final = 0.002
 MAX_RETRY: Final = 0.05
 """Seconds until parked messages are tried again; doubled while none of them goes."""
 
-# Plain integers: the library's own are enums, which cost a microsecond at each use.
-_DONTWAIT: Final = int(zmq.DONTWAIT)
 _POLLIN: Final = int(zmq.POLLIN)
 
 PROBE: Final = 1.0
@@ -94,9 +93,6 @@ PROBE: Final = 1.0
 
 LEAVE: Final = 5.0
 """Seconds that a drained server waits for peers that read slowly."""
-
-COPIED_NBYTES: Final = 65_536
-"""Frames up to this size are copied into libzmq, which is cheaper than to keep track of them."""
 
 _OPTIONS: Final = (
     (zmq.ROUTER_MANDATORY, 1),  # tells of full and gone peers instead of dropping messages
@@ -224,7 +220,7 @@ class Server:
                 leave_at = min(leave_at, now + LEAVE)
                 if now >= leave_at or not (something_came or self._parked):
                     break
-        self._deliver([send._replace(patient=False) for send in self._company.overdue()], 0.0)
+        self._deliver([one._replace(patient=False) for one in self._company.overdue()], 0.0)
         log.debug("longest turn: %.1f ms", 1000 * self.longest_turn)
         return not self._stopping
 
@@ -255,7 +251,7 @@ class Server:
             self._probe(now)
         if self._company.due <= now:
             sends = self._company.overdue(now) + sends
-            self._deliver([send._replace(patient=False) for send in sends], now)
+            self._deliver([one._replace(patient=False) for one in sends], now)
         elif sends or self._lost:
             self._deliver(sends, now)
         self.longest_turn = max(self.longest_turn, time.monotonic() - began)
@@ -316,11 +312,10 @@ class Server:
     def _take(self, sends: list[Send], now: float) -> float:
         """Take in what has come. Returns the time."""
         until = now + TURN
-        receive = self._socket.recv_multipart
         sources = [(self._socket, _POLLIN)]
         for _ in range(MAX_MESSAGES):
             try:
-                frames = receive(_DONTWAIT)
+                frames = receive(self._socket)
             except zmq.Again:  # said to be readable, it had but a part of a message
                 break
             sends += self._on_frames(frames, now)
@@ -436,8 +431,7 @@ class Server:
         while True:
             sends = self._company.take(sends, now)
             waiting: dict[bytes, list[_Entry]] = {}  # peer -> what it gets
-            for send in coalesce(sends) if len(sends) > 1 else sends:
-                peer, message, bodies, _ = send
+            for peer, message, bodies, _ in coalesce(sends) if len(sends) > 1 else sends:
                 frames: Frames = [encode(message)]
                 for body in bodies:
                     if not isinstance(body, bytes) or len(body) > BODY_NBYTES:
@@ -482,7 +476,7 @@ class Server:
         parked = self._parked.get(peer)
         if parked is None:
             try:
-                self._send(frames)
+                send(self._socket, frames)
                 return
             except zmq.Again:
                 pass
@@ -500,18 +494,13 @@ class Server:
         if parked.is_full:
             self._cut(peer, parked, now)
 
-    def _send(self, frames: Frames) -> None:
-        """Hand a message to libzmq, whole or not at all."""
-        copy = len(frames) < 3 or all(len(frame) <= COPIED_NBYTES for frame in frames[2:])
-        self._socket.send_multipart(frames, _DONTWAIT, copy=copy)
-
     def _try_parked(self, now: float) -> None:
         """Send of the parked messages what goes."""
         n_sent = 0
         for peer, parked in list(self._parked.items()):
             try:
                 while parked.entries:
-                    self._send(parked.entries[0].frames)
+                    send(self._socket, parked.entries[0].frames)
                     parked.popleft()
                     n_sent += 1
                 del self._parked[peer]
