@@ -60,6 +60,8 @@ EDITS: dict[str, list[Edit]] = {
             "memory is named to who wants the bytes",
             "message.named and isinstance(body, wire.SharedBody)",
             "isinstance(body, wire.SharedBody)",
+        ),
+        Edit(
             "memory is shared with whoever listens",
             'machine != "" and all(session.machine == machine for session, _ in job.listeners)',
             "True",
