@@ -860,7 +860,9 @@ class ClientState:
 
     def _unshare(self, server: Server, now: float) -> None:
         """Share no memory by way of this server for a while."""
-        if now >= server.unshared_until:
+        if now >= server.unshared_until + LAST_UNSHARED:
+            server.unshared = FIRST_UNSHARED
+        elif now >= server.unshared_until:
             server.unshared = min(2 * server.unshared or FIRST_UNSHARED, LAST_UNSHARED)
         server.unshared_until = now + server.unshared
 

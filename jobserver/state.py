@@ -824,7 +824,10 @@ class State:
     def _are_near(job: Job, worker: Worker) -> bool:
         """Tell whether all who listen to a job can open the memory of this worker."""
         machine = worker.machine
-        return machine != "" and all(session.machine == machine for session, _ in job.listeners)
+        for session, _ in job.listeners:  # no all(): this is asked of each job
+            if session.machine != machine:
+                return False
+        return machine != ""
 
     def _refuse_referred(self, job: Job, text: str, now: float) -> None:
         """Have a job submitted anew by who wants it: its worker cannot open its argument."""

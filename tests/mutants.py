@@ -63,8 +63,8 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "memory is shared with whoever listens",
-            'machine != "" and all(session.machine == machine for session, _ in job.listeners)',
-            "True",
+            "if session.machine != machine:",
+            "if False:",
         ),
         Edit(
             "results of merged jobs are shared",
