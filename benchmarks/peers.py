@@ -8,9 +8,7 @@ who is measured need be installed.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -292,17 +290,11 @@ def ray_up() -> Iterator[Ray]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # or it warns
     import ray
 
-    # Its logs stay otherwise.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            num_cpus=N_WORKERS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _temp_dir=folder,
-        )
-        yield Ray()
-        ray.shutdown()
+    ray.init(
+        num_cpus=N_WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield Ray()
+    ray.shutdown()
 
 
 class Ipyparallel(Running):

@@ -48,6 +48,8 @@ class Runner:
         self.rows = [Row(way.who, way.peer)]
         self._is_restless = way.peer in PEERS and PEERS[way.peer].is_restless
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close
+        # What peers leave behind, logs and profiles, goes with it.
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
         read_fd, self._orders = os.pipe()
         self._answers, write_fd = os.pipe()
         self._heard = b""
@@ -59,6 +61,7 @@ class Runner:
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(paths),
+                **dict.fromkeys(("TMPDIR", "RAY_TMPDIR", "IPYTHONDIR"), self._folder.name),
                 # mpi4py's library looks for its own programs there.
                 "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             },
@@ -110,6 +113,7 @@ class Runner:
             self._process.wait()
         os.close(self._answers)
         self._log.close()
+        self._folder.cleanup()
 
     def _order(self, timeout: float, when: str) -> dict[str, Any]:
         """Have something done, and return what came of it."""

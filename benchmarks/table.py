@@ -130,7 +130,7 @@ def summary(report: dict[str, Any]) -> str:
             peer = best_of(asked, peers, unit)
             cells = [f"{asked['title']}", cell(dmap, unit), cell(peer, unit), cell(limit, unit)]
             if peer:
-                cells[2] += f" ({peer['who']})"
+                cells[2] += f" ({peer['who'].removesuffix(' (best)')})"
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -51,7 +51,7 @@ REPORT: dict[str, Any] = {
             "ways": [
                 way("dmap", "dmap", {"jobs/s": [100.0, 600.0, 200.0]}),
                 way("Pool.map", "pool", {"jobs/s": [400.0, 400.0, 400.0]}, n=4),
-                way("Pool.map, at its best", "pool", {"jobs/s": [500.0]}),
+                way("Pool.map, chunksize=2 (best)", "pool", {"jobs/s": [500.0]}),
                 way("dask", "dask", {}, failed="OSError: a | b"),
                 way("limit: a copy", "limit", {"jobs/s": [2000.0]}),
             ],
@@ -78,7 +78,7 @@ def test_a_row_has_the_median_the_spread_and_how_much_better_dmap_is() -> None:
     assert rows == [
         "| dmap | 200 jobs/s | 100 to 600 |  |",
         "| Pool.map (4 items) | 400 jobs/s |  | 0.5 x |",
-        "| Pool.map, at its best | 500 jobs/s |  | 0.4 x |",
+        "| Pool.map, chunksize=2 (best) | 500 jobs/s |  | 0.4 x |",
         "| dask | failed: OSError: a / b |  |  |",
         "| limit: a copy | 2,000 jobs/s |  | 0.1 x |",
     ]
@@ -95,7 +95,7 @@ def test_several_units_are_columns_of_one_table() -> None:
 
 def test_the_summary_has_the_best_peer_also_where_dmap_is_behind() -> None:
     assert table.summary(REPORT).splitlines()[2:] == [
-        "| how fast | 200 jobs/s | 500 jobs/s (Pool.map, at its best) | 2,000 jobs/s |",
+        "| how fast | 200 jobs/s | 500 jobs/s (Pool.map, chunksize=2) | 2,000 jobs/s |",
         "| how long | 100 us, p50 | 50 us, p50 (Pool.map) |  |",
         "| how long | 300 us, p99 | 600 us, p99 (Pool.map) |  |",
     ]
