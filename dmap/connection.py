@@ -102,6 +102,7 @@ class Connection:
             socket.gethostname()[:256],
             self._pid,
             machine=machine_id(),
+            together=True,
         )
         self._state = ClientState(self.session, self.servers, time.monotonic(), hello)
         self._context: zmq.Context[Socket[bytes]] = zmq.Context()
@@ -398,15 +399,23 @@ class Connection:
                 self._events.extend(item(state, now))
 
     def _flush(self, now: float) -> None:
-        for send in self._state.flush(now):
-            if type(send.message) is wire.SubmitJobs and send.message.referred:
-                send = _refer(send)
-            backlog = self._backlog[send.server]
-            link = self._links[send.server]
-            if not backlog and link.send(send.message, send.bodies):
+        sends = self._state.flush(now)
+        if not sends:
+            return
+        more = len(sends) > 1
+        for send in sends:
+            server, message, bodies = send
+            if type(message) is wire.SubmitJobs and message.referred:
+                server, message, bodies = _refer(send)
+            backlog = self._backlog[server]
+            link = self._links[server]
+            if not backlog and link.send(message, bodies, more=more):
                 continue
             if link.connected and not link.has_events:
-                backlog.append((send.message, send.bodies))
+                backlog.append((message, bodies))
+        if more:
+            for link in self._links:
+                link.flush()
 
     def _receive(self, now: float) -> bool:
         """Take in what the links have; return whether there was anything."""

@@ -179,8 +179,12 @@ class ServerLink:
             and a later ``receive`` or ``flush`` makes room).
         """
         self._watch()
-        if not self.connected or self._seen or self._full:
+        if not self.connected or self._seen:
             return False
+        if self._full:
+            self.flush()  # it may be full of what only waits for company
+            if self._full:
+                return False
         if type(message) is Hello:
             self._transfers.forget()  # as the server does; what was not acknowledged goes again
         self._post(self._transfers.outgoing(message, bodies))

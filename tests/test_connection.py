@@ -118,6 +118,16 @@ def test_what_is_submitted_in_a_burst_goes_in_few_messages(
     assert len(serving.sizes) < 1000
 
 
+def test_an_acknowledgement_goes_together_with_the_next_submit(
+    server: FakeServer, connection: Connection
+) -> None:
+    assert server.hellos[0].message.together
+    with Serving(server):
+        for _ in range(20):
+            submit(connection).result(60)
+    assert [ResultsTaken, SubmitJobs] in server.together
+
+
 def test_waiting_threads_all_get_theirs(server: FakeServer, connection: Connection) -> None:
     n_right = [0] * 5
 

@@ -9,7 +9,7 @@ import pytest
 import zmq
 from fake_server import WITHIN, FakeServer
 
-from dmap.link import Connected, Disconnected, Event, Received, ServerLink
+from dmap.link import MAX_OUTBOX, Connected, Disconnected, Event, Received, ServerLink
 from jobserver.pieces import Link, Returned
 from jobserver.protocol import (
     Blob,
@@ -172,6 +172,18 @@ def test_a_full_outbox_takes_no_more_and_the_link_stays(
     while link.send(Blob(b"b" * 32, True), (bytes(2**20),)):
         pass
     assert link.connected
+
+
+def test_an_outbox_that_only_waits_for_company_is_not_full(
+    link: ServerLink, server: FakeServer
+) -> None:
+    connect(link, server)
+    n = MAX_OUTBOX + 1
+    for _ in range(n):
+        assert link.send(Heartbeat(), more=True)
+    link.send(Goodbye())
+    server.wait(Goodbye)
+    assert sum(map(len, server.together)) >= n
 
 
 def test_the_outbox_empties_when_the_server_reads(link: ServerLink, server: FakeServer) -> None:
