@@ -76,10 +76,12 @@ class _Known:
 
     __slots__ = ("closure", "extended", "fingerprint", "func", "terms", "watch")
 
-    def __init__(self, closure: Closure, fingerprint: identity.Fingerprint, terms: Terms) -> None:
+    def __init__(
+        self, closure: Closure, fingerprint: identity.Fingerprint | None, terms: Terms
+    ) -> None:
         self.closure = closure
         self.func = closure.func  # keeps its id
-        self.fingerprint = fingerprint
+        self.fingerprint = fingerprint  # None: it is good for one call
         self.terms = terms
         self.watch = closure.watch()
         # id of a bundle, for arguments that need more modules -> terms
@@ -147,6 +149,7 @@ class Jobs:
         Raises:
             ClosureError: the function or an argument cannot be pickled.
         """
+        argument: Body
         uniq = self._options.uniq or b""
         if isinstance(func, str):
             terms = self._terms_of_name(func)
@@ -154,11 +157,15 @@ class Jobs:
             uniq = uniq or _argument_uniq(args, kwargs)
         else:
             known = self._require_known(func)
-            seen = pickling.Seen()
-            argument = work.dump_call(args, kwargs, seen)
             terms = known.terms
-            if seen.modules:
-                terms = self._terms_for(known, seen)
+            plain = work.dump_plain_call(args, kwargs)
+            if plain is not None:
+                argument = plain
+            else:
+                seen = pickling.Seen()
+                argument = work.dump_call(args, kwargs, seen)
+                if seen.modules:
+                    terms = self._terms_for(known, seen)
             if self._options.merge and not uniq:
                 uniq = known.closure.uniq("call", (args, kwargs))
         connection = self._client._require_connection()
@@ -426,19 +433,19 @@ class Jobs:
     def _require_known(self, func: Callable[..., Any]) -> _Known:
         """Return a function with its pickle of now and the terms of its calls."""
         known = self._known.get(id(func))
-        fingerprint = identity.fingerprint(func)
         nested = registry.current_worker() is not None
         if (
             known is not None
-            and fingerprint is not None
-            and not nested
             and known.func is func
-            and identity.is_same(known.fingerprint, fingerprint)
+            and not nested
+            and known.fingerprint is not None
+            and known.fingerprint.holds()
             and (known.watch is None or known.watch.holds())
         ):
             return known
+        fingerprint = identity.fingerprint(func)  # first: what changes from now on is seen
         closure = _prepare(func)
-        known = _Known(closure, fingerprint or (), self._make_closure_terms(closure.blobs, closure))
+        known = _Known(closure, fingerprint, self._make_closure_terms(closure.blobs, closure))
         if fingerprint is not None and not nested:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()

@@ -7,11 +7,10 @@ process. `dmap.canonical` has how values become digests, `dmap.definitions` how 
 from __future__ import annotations
 
 import functools
-import operator
 import sys
-from collections.abc import Callable
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
+from typing import Any, Final, cast
 
 from dmap import pickling
 from dmap.canonical import Node, Unidentifiable, close, digest_of, digest_quickly
@@ -25,15 +24,64 @@ __all__ = [
     "argument_uniq",
     "closure_id",
     "fingerprint",
-    "is_same",
     "item_id",
     "item_uniq",
 ]
 
-Fingerprint: TypeAlias = tuple[object, ...]
-
 _FIXED: Final = (int, float, complex, str, bytes, type(None), ModuleType)
 """What cannot change, or goes by reference."""
+_MISSING: Final = object()
+
+
+class Fingerprint:
+    """All that a function's pickle depends on, as it was when this was made.
+
+    It is asked at each submit, so it looks at the same few places again instead of making another.
+    """
+
+    __slots__ = ("_by_name", "_cells", "_code", "_defaults", "_func", "_globals")
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        cells: Sequence[tuple[CellType, object]] = (),
+        known: Sequence[tuple[str, object]] = (),
+        by_name: Sequence[object] = (),
+    ) -> None:
+        self._func = func
+        self._code = getattr(func, "__code__", None)
+        self._defaults = getattr(func, "__defaults__", None)
+        self._cells = cells  # each with what it held
+        self._globals = known  # those that its code looks up, or would
+        self._by_name = by_name  # what goes by reference, and would not if its module changed
+
+    def holds(self) -> bool:
+        """Tell whether all of it is still the same: then the pickle is still right."""
+        for value in self._by_name:
+            if not _goes_by_reference(value):
+                return False
+        if self._by_name and self._by_name[0] is self._func:
+            return True
+        func = cast("FunctionType", self._func)
+        if (
+            func.__code__ is not self._code
+            or func.__defaults__ is not self._defaults
+            or func.__dict__
+            or func.__kwdefaults__
+        ):
+            return False
+        try:
+            for cell, value in self._cells:
+                if cell.cell_contents is not value:
+                    return False
+        except ValueError:  # it was deleted
+            return False
+        if self._globals:
+            get = func.__globals__.get
+            for name, value in self._globals:
+                if get(name, _MISSING) is not value:
+                    return False
+        return True
 
 
 def closure_id(func: Callable[..., Any]) -> bytes:
@@ -111,30 +159,23 @@ def argument_uniq(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
 
 
 def fingerprint(func: Callable[..., Any]) -> Fingerprint | None:
-    """Return all that a function's pickle depends on, or None if some of that may change unseen.
-
-    While all of it is the same (`is_same`), a pickle that was made of the function is still right.
-    """
+    """Return all that a function's pickle depends on, or None if some of that may change unseen."""
     if _goes_by_reference(func):
-        return (func,)
+        return Fingerprint(func, by_name=(func,))
     if not isinstance(func, FunctionType) or func.__dict__ or func.__kwdefaults__:
         return None
-    values: list[object] = list(func.__defaults__ or ())
     try:
-        values += [cell.cell_contents for cell in func.__closure__ or ()]
+        cells = [(cell, cell.cell_contents) for cell in func.__closure__ or ()]
     except ValueError:  # one is not assigned yet
         return None
-    known = func.__globals__
-    values += [known[name] for name in _names(func.__code__) if name in known]
-    for value in values:
-        if not isinstance(value, _FIXED) and not _goes_by_reference(value):
-            return None
-    return (func.__code__, *values)
-
-
-def is_same(one: Fingerprint, other: Fingerprint) -> bool:
-    """Tell whether two fingerprints are of the very same things."""
-    return len(one) == len(other) and all(map(operator.is_, one, other))
+    get = func.__globals__.get
+    known = [(name, get(name, _MISSING)) for name in _names(func.__code__)]
+    values = [*(func.__defaults__ or ()), *(value for _, value in cells)]
+    values += [value for _, value in known if value is not _MISSING]
+    by_name = [value for value in values if not isinstance(value, _FIXED)]
+    if not all(map(_goes_by_reference, by_name)):
+        return None
+    return Fingerprint(func, cells, known, by_name)
 
 
 def _name_of(value: object) -> str:

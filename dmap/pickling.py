@@ -167,6 +167,16 @@ def dump(value: object, seen: Seen | None = None) -> Body:
     return file.body()
 
 
+def are_scalars(values: Sequence[object]) -> bool:
+    """Tell whether these are a few scalars, which `dump_plain` may pickle with what is around."""
+    return len(values) <= _SHORT and _PLAIN.issuperset(map(type, values))
+
+
+def dump_plain(value: object) -> bytes:
+    """Pickle what is known to hold nothing but scalars and short containers of them."""
+    return pickle.dumps(value, PROTOCOL)
+
+
 def split_off(
     body: tuple[Buffer, ...], is_wanted: Callable[[Buffer], bool], most: int
 ) -> tuple[Body, list[memoryview]]:
@@ -399,7 +409,10 @@ def _is_plain(value: object, depth: int = 2) -> bool:
         return False
     # No all(): its generator would cost as much as is won.
     for element in elements:
-        if type(element) not in _PLAIN and not _is_plain(element, depth - 1):
+        kind = type(element)
+        if kind in _PLAIN or (kind is bytes and len(cast("bytes", element)) < INLINE_NBYTES):
+            continue
+        if not _is_plain(element, depth - 1):
             return False
     return True
 

@@ -69,6 +69,13 @@ def dump_call(
     return _dump_arguments(("call", args, kwargs), args, kwargs, seen)
 
 
+def dump_plain_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes | None:
+    """Pickle the argument of a call as ``dump_call`` does, if it is a few scalars; else None."""
+    if kwargs or not pickling.are_scalars(args):
+        return None
+    return pickling.dump_plain(("call", args, kwargs))
+
+
 def dump_chunk(
     star: bool,
     items: Sequence[Any],

@@ -18,6 +18,7 @@ import random
 import re
 import struct
 import sys
+import textwrap
 import threading
 import time
 import types
@@ -821,14 +822,75 @@ def test_a_function_is_the_same_until_something_that_it_uses_is_another() -> Non
     scope: dict[str, Any] = {"__name__": "__main__", "rate": 1}
     exec("def priced(x):\n    return x * rate", scope)
     before = identity.fingerprint(scope["priced"])
-    after = identity.fingerprint(scope["priced"])
     assert before is not None
-    assert after is not None
-    assert identity.is_same(before, after)
+    assert before.holds()
     scope["rate"] = 2
+    assert not before.holds()
     after = identity.fingerprint(scope["priced"])
     assert after is not None
-    assert not identity.is_same(before, after)
+    assert after.holds()
+    del scope["rate"]
+    assert not after.holds()
+
+
+def _define_a_global(scope: dict[str, Any]) -> None:
+    scope["hidden"] = 1
+
+
+def _take_another_code(scope: dict[str, Any]) -> None:
+    scope["f"].__code__ = (lambda y: lambda x: y)(2).__code__
+
+
+def _take_another_default(scope: dict[str, Any]) -> None:
+    scope["f"].__defaults__ = (2,)
+
+
+def _take_an_attribute(scope: dict[str, Any]) -> None:
+    scope["f"].rate = 2
+
+
+def _fill_a_cell(scope: dict[str, Any]) -> None:
+    scope["f"].__closure__[0].cell_contents = 3
+
+
+def _empty_a_cell(scope: dict[str, Any]) -> None:
+    del scope["f"].__closure__[0].cell_contents
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _define_a_global,
+        _take_another_code,
+        _take_another_default,
+        _take_an_attribute,
+        _fill_a_cell,
+        _empty_a_cell,
+    ],
+)
+def test_a_fingerprint_holds_until_something_of_its_function_changes(
+    change: Callable[[dict[str, Any]], None],
+) -> None:
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    text = "def make(y):\n    def f(x, z=1):\n        return x + y + z + hidden\n    return f\n"
+    exec(text + "f = make(2)\nother = make", scope)
+    fingerprint = identity.fingerprint(scope["f"])
+    assert fingerprint is not None
+    assert fingerprint.holds()
+    scope["other"] = 1
+    assert fingerprint.holds()
+    change(scope)
+    assert not fingerprint.holds()
+
+
+def test_a_fingerprint_does_not_hold_when_a_module_has_something_else_by_that_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fingerprint = identity.fingerprint(textwrap.dedent)
+    assert fingerprint is not None
+    assert fingerprint.holds()
+    monkeypatch.setattr(textwrap, "dedent", len)
+    assert not fingerprint.holds()
 
 
 def test_a_function_over_what_may_change_unseen_has_no_fingerprint() -> None:
