@@ -43,12 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     quick_peers = [name for name, peer in PEERS.items() if not (arguments.quick and peer.is_slow)]
     peers = named(parser, arguments.peers, list(PEERS), "peer", quick_peers)
     missing = {name: why for name in peers if (why := PEERS[name].missing())}
+    unasked = "not asked for" if arguments.peers else "slow to start"
     report: dict[str, Any] = {
         **circumstances(),
         "rounds": arguments.rounds or (2 if arguments.quick else 5),
         "is_quick": arguments.quick,
         "left_out": [
-            f"{peer.title} ({missing.get(name) or 'not asked for'})"
+            f"{peer.title} ({missing.get(name) or unasked})"
             for name, peer in PEERS.items()
             if name != "dmap" and (name not in peers or name in missing)
         ],

@@ -85,7 +85,9 @@ def panel(axes: Any, asked: table.Asked) -> None:
     # On a log scale a bar begins where it is told to: at dmap.
     axes.barh(names, [value - 1 for value in values], left=1, color=colours, height=0.7)
     axes.set_xscale("log")
-    axes.set_xlim(min(0.4, *values) / 4, max(2.5, *values) * 4)
+    least, largest = min(0.5, *values), max(2.0, *values)
+    room = (largest / least) ** 0.3  # for the numbers, on either side
+    axes.set_xlim(least / room, largest * room)
     axes.axvline(1, color=INK, linewidth=1)
     for y, value in enumerate(values):
         ahead = value >= 1

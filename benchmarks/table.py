@@ -27,7 +27,9 @@ def machine(report: dict[str, Any]) -> str:
 
 def heading(report: dict[str, Any]) -> str:
     """Return when, on what and of what it was measured, in a paragraph."""
-    versions = [f"{name} {version}" for name, version in report["versions"].items()]
+    versions = [
+        f"{name} {version}" for name, version in report["versions"].items() if name != "python"
+    ]
     text = (
         f"{machine(report)} Versions: {', '.join(versions)}. "
         f"Medians of {report['rounds']} rounds, of fewer where a round is long."

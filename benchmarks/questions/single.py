@@ -13,7 +13,7 @@ QUESTION = Question(
     about=(
         "All are submitted before the first result is asked for. The limit is a bare ROUTER of "
         "libzmq that passes as many messages of 64 bytes on, over as many hops: from the client to "
-        f"one of {N_WORKERS} workers and back."
+        f"one of {N_WORKERS} workers and back. Who packs several jobs into a message can pass it."
     ),
     ways=[
         *ways("EACH", lambda running: lambda n: running.each(same, range(n))),
