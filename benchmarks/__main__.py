@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{time.monotonic() - begin:6.1f} s  {what}", file=sys.stderr, flush=True
             ),
         )
-        # What a runner that ended in an instant has left behind was adopted by this process.
-        end_descendants(os.getpid())
+        # What the runners have left behind was adopted by this process.
+        end_descendants(os.getpid(), patience=1.0)
         n = question.quick_n if arguments.quick else question.n
         report["questions"][name] = {
             "title": question.title.format(n=f"{n:,}"),

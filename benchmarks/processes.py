@@ -45,17 +45,23 @@ def signal_all(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def end_descendants(pid: int, timeout: float = 5.0) -> None:
+def end_descendants(pid: int, patience: float = 0.0, timeout: float = 5.0) -> None:
     """Kill what is below this process, also what it starts meanwhile, and wait for that.
 
     What this process itself has adopted is reaped.
+
+    Args:
+        pid: Of the process.
+        patience: Seconds in which they may end by themselves.
+        timeout: Seconds until those that cannot be killed are given up.
     """
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
+    start = time.monotonic()
+    while time.monotonic() < start + timeout:
         left = descendants(pid)
         if not left:
             return
-        signal_all(left, signal.SIGKILL)
+        if time.monotonic() >= start + patience:
+            signal_all(left, signal.SIGKILL)
         if pid == os.getpid():
             for child in left:
                 with suppress(ChildProcessError):

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import questions
 from benchmarks.harness import settle
-from benchmarks.processes import adopt_orphans, end_descendants
+from benchmarks.processes import adopt_orphans
 
 
 def main(argv: list[str]) -> int:
@@ -52,8 +52,6 @@ def main(argv: list[str]) -> int:
     except BaseException as error:
         say(failed=f"{type(error).__name__}: {str(error).strip() or 'no word'}")
         raise
-    finally:
-        end_descendants(os.getpid())
     return 0
 
 
