@@ -248,7 +248,7 @@ def _length(iterable: Iterable[Any]) -> int | None:
 class _Run:
     """Consecutive items that wait to be cut (again). ``alone``: each goes as a chunk of its own."""
 
-    __slots__ = ("alone", "from_end", "items", "start")
+    __slots__ = ("alone", "from_end", "items", "n_cut", "start")
 
     def __init__(
         self, start: int, items: Sequence[Any], *, alone: bool = False, from_end: bool = False
@@ -257,6 +257,13 @@ class _Run:
         self.items = items
         self.alone = alone
         self.from_end = from_end
+        self.n_cut = 0
+
+    def cut(self, n: int) -> _Run:
+        """Return the next ``n`` items, or all that are left, as a run; in O(n)."""
+        start, self.n_cut = self.n_cut, min(self.n_cut + n, len(self.items))
+        items = self.items[start : self.n_cut]
+        return _Run(self.start + start, items, alone=self.alone, from_end=self.from_end)
 
 
 class _Chunk:
@@ -539,11 +546,9 @@ class Map:
             run = self._todo[0]
             if run.alone:
                 size = 1
-            if size >= len(run.items):
-                return self._todo.popleft()
-            first = _Run(run.start, run.items[:size], alone=run.alone, from_end=run.from_end)
-            run.start += size
-            run.items = run.items[size:]
+            first = run.cut(size)
+            if run.n_cut == len(run.items):
+                self._todo.popleft()
             return first
         size = min(size, self._room())
         if not self._more or not size:
