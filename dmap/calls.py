@@ -76,6 +76,9 @@ def _servers_of_environment() -> str:
 
 def _client(servers: Sequence[str] | str | None = None) -> Client:
     global _default
+    default = _default
+    if servers is None and default is not None:
+        return default  # which is the way of each submit in a loop
     from dmap.client import Client
 
     with _lock:
