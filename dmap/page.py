@@ -314,7 +314,18 @@ class Page:
 
     # --- the child's side ---------------------------------------------------------------------
 
-    def hold(self, keys: Sequence[Key], jobs: Sequence[Assigned] = ()) -> set[Key]:
+    @property
+    def n_ended(self) -> int:
+        """How many jobs are shown as ended, whose end may not be known."""
+        _, start, reported, _, _, _ = _unpack(self._state)
+        return start - reported
+
+    def hold(
+        self,
+        keys: Sequence[Key],
+        jobs: Sequence[Assigned] = (),
+        unreported: Collection[Key] | None = None,
+    ) -> set[Key]:
         """Write down what is held and not started, in order.
 
         What is claimed at once needs not be written down.
@@ -322,6 +333,8 @@ class Page:
         Args:
             keys: their names.
             jobs: they themselves, to be claimed by ``claim_next``; else ``claim`` claims them.
+            unreported: of what ended, or runs, the only ones whose end may not be known; None: of
+                none is more known than was said by ``reported``.
 
         Returns:
             Those of them that the supervisor has taken meanwhile; the others are held.
@@ -337,7 +350,11 @@ class Page:
                 kept = [index for index, key in enumerate(keys) if key not in taken]
                 keys = [keys[index] for index in kept]
                 jobs = [jobs[index] for index in kept] if jobs else ()
-            ended = [key for key, _ in self._entries(bank, reported, start)]
+            ended = [
+                key
+                for key, _ in self._entries(bank, reported, start)
+                if unreported is None or key in unreported
+            ]
             first = len(ended)
             keys = keys[: MAX_HELD - first]
             jobs = jobs[: MAX_HELD - first]
@@ -386,7 +403,7 @@ class Page:
         state = self._state
         at = (state >> _NEXT & 0xFFFF) - self._first
         if (
-            at >= len(self._jobs)
+            not 0 <= at < len(self._jobs)
             or self._jobs[at] is not job
             or not (instead or state & _DEPTH_MASK == 0)
             or self.is_cancelling

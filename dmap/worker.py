@@ -84,6 +84,8 @@ SLICE: Final = 0.001
 """Seconds that the items between two looks at the page should take."""
 FLUSH_AFTER: Final = 0.0005
 """Seconds; an older result goes out before the next job starts."""
+MANY_ENDED: Final = 128
+"""Of the jobs on the page, so many that have ended are kept there without a look at them."""
 LEAVE_WITHIN: Final = 5.0
 """Seconds that a draining worker waits for its last results to be accepted."""
 NESTED_PAUSE: Final = 0.05
@@ -355,7 +357,13 @@ class Worker:
     def _hold(self) -> None:
         """Write what is held on the page, and drop what the supervisor has taken of it."""
         held = self._state.held
-        self._withdraw(self._page.hold(list(map(self._key, held)), [one.job for one in held]))
+        unreported = None
+        if self._page.n_ended > MANY_ENDED:
+            # Or no room would be left: with several servers there is always one that has not said
+            # yet that it knows.
+            unreported = {self._key(one) for one in self._state.unreported()}
+        keys = list(map(self._key, held))
+        self._withdraw(self._page.hold(keys, [one.job for one in held], unreported))
 
     def _on_held(self, n_before: int) -> None:
         """See to the page after what is held has changed from so many jobs."""

@@ -524,6 +524,15 @@ class WorkerState:
             len(there.unaccepted) > len(there.lent) for there in self._servers
         )
 
+    def unreported(self) -> list[Held]:
+        """Return the jobs that run, or ended and are not known to have ended by their servers."""
+        found = [*self.running, *(ended.held for ended in self._ended)]
+        for index, there in enumerate(self._servers):
+            for seq, report in there.unaccepted.items():
+                if seq not in there.lent:
+                    found += [Held(index, report.boot, job, b"") for job in report.jobs]
+        return found
+
     def goodbye(self) -> list[Send]:
         """Leave in order. What was not accepted is lost."""
         return [Send(index, Goodbye()) for index in self._present()]

@@ -202,6 +202,33 @@ def test_only_the_next_job_is_claimed_by_its_entry(page: Page) -> None:
     assert page.claim_next(job(1), 0.0) is None  # another of the same name
 
 
+def test_a_job_that_comes_alone_behind_many_is_claimed_in_full(page: Page) -> None:
+    jobs = [job(handle) for handle in range(1, 5)]
+    hold(page, *jobs[:2])
+    page.claim_next(jobs[0], 0.0)
+    page.claim_next(jobs[1], 0.0, instead=True)
+    hold(page, jobs[2])  # behind two that ran
+    page.claim_next(jobs[2], 0.0, instead=True)
+    page.release()
+    page.reported()
+    assert page.claim_next(jobs[3], 1.0) is None
+    assert page.claim(key(4), jobs[3], 1.0)
+    page.release()
+    assert page.claim_next(jobs[3], 2.0) is None
+
+
+def test_what_ended_and_is_known_makes_room_for_what_is_held(page: Page) -> None:
+    jobs = [job(handle) for handle in range(1, 4)]
+    hold(page, *jobs[:2])
+    page.claim_next(jobs[0], 0.0)
+    page.claim_next(jobs[1], 0.0, instead=True)
+    page.release()
+    assert page.n_ended == 2
+    page.hold([key(3)], jobs[2:], {key(2)})
+    assert page.n_ended == 1
+    assert page.view().ended == (key(2),)
+
+
 def test_a_cancel_that_came_too_late_is_removed_by_the_next_claim(page: Page) -> None:
     jobs = [job(1), job(2), job(3)]
     hold(page, *jobs)
