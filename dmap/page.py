@@ -60,7 +60,7 @@ CANNOT_START: Final = 69
 MAX_DEPTH: Final = 64
 """Jobs that run one inside the other."""
 
-MAX_HELD: Final = 512
+MAX_HELD: Final = 1024
 """Held jobs that are written down. More may be held; they cannot be taken."""
 
 _DRAINING, _WATCHED, _READY = 0, 1, 2  # offsets of the flags, one byte each

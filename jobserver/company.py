@@ -17,7 +17,7 @@ from typing import Final
 
 from jobserver.jobs import Send
 
-PATIENCE: Final = 0.005
+PATIENCE: Final = 0.002
 """Seconds that an acknowledgement waits at most."""
 
 
