@@ -6,10 +6,8 @@ woken in here. Every change of a table goes through one method, and ``check`` co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
-
-import msgspec
 
 from jobserver import protocol as wire
 from jobserver.blobs import BlobStore
@@ -23,10 +21,10 @@ from jobserver.jobs import (
     Ended,
     Function,
     Job,
-    JobEnd,
     LaneInfo,
     Limits,
     Session,
+    Told,
     Untaken,
     Worker,
 )
@@ -57,15 +55,19 @@ class Book:
 
     # --- jobs come --------------------------------------------------------------------------
 
-    def has_room(self, session: Session, nbytes: int) -> bool:
-        """Tell whether this session may have one more job. One large job may always go alone."""
+    def has_room(self, session: Session, nbytes: int, n_jobs: int = 1) -> bool:
+        """Tell whether this session may have so many more jobs, of so many bytes together.
+
+        One large job may always go alone.
+        """
         limits = self.limits
-        n_jobs = len(session.tickets) + len(session.untaken) + len(session.accepted)
+        of_session = len(session.tickets) + len(session.untaken) + len(session.accepted)
+        one = n_jobs == 1
         return (
-            len(self.jobs) < limits.max_jobs
-            and n_jobs < limits.session_jobs
-            and (self.nbytes + nbytes <= limits.max_nbytes or not self.nbytes)
-            and (session.nbytes + nbytes <= limits.session_nbytes or not session.nbytes)
+            len(self.jobs) + n_jobs <= limits.max_jobs
+            and of_session + n_jobs <= limits.session_jobs
+            and (self.nbytes + nbytes <= limits.max_nbytes or (one and not self.nbytes))
+            and (session.nbytes + nbytes <= limits.session_nbytes or (one and not session.nbytes))
         )
 
     def create(
@@ -74,24 +76,59 @@ class Book:
         queue: Queue,
         terms: wire.SubmitJobs,
         lane: LaneId,
-        spec: wire.JobSpec,
-        argument: Body,
-    ) -> Job:
-        """Enter a new job. It stands nowhere yet."""
-        self._last_handle += 1
-        handle = self._last_handle
-        job = Job(handle, Origin(session.id, spec.ticket), queue, terms, lane, argument)
-        job.n_items = spec.n_items
-        self.jobs[handle] = job
-        self.nbytes += job.nbytes
+        specs: Sequence[wire.JobSpec],
+        arguments: Sequence[Body],
+        now: float,
+    ) -> Sequence[Job]:
+        """Enter new jobs of one submit, of which nobody has heard. They stand nowhere yet."""
+        first = self._last_handle + 1
+        self._last_handle += len(specs)
+        handles = range(first, first + len(specs))
+        background = terms.background
+        listener = None if background else session
+        jobs = [
+            Job(
+                handle,
+                spec.ticket,
+                queue,
+                terms,
+                lane,
+                argument,
+                spec.nbytes,
+                spec.n_items,
+                now,
+                spec.uniq,
+                background,
+                listener,
+            )
+            for handle, spec, argument in zip(handles, specs, arguments, strict=True)
+        ]
+        self.jobs.update(zip(handles, jobs, strict=True))
+        nbytes = sum(spec.nbytes for spec in specs)
+        self.nbytes += nbytes
+        tickets = (spec.ticket for spec in specs)
+        if background:
+            session.accepted.update(zip(tickets, handles, strict=True))
+        else:
+            session.tickets.update(zip(tickets, jobs, strict=True))
+            session.nbytes += nbytes
         if terms.blobs:
-            self.blobs.hold(terms.blobs)
-        self.crew.count_in(job)
-        job.offered = spec.uniq
+            for _ in jobs:
+                self.blobs.hold(terms.blobs)
+        self.crew.count_in(queue, len(jobs))
         if terms.merge or queue.function.merge:
-            self._let_join(job)
-        self._want(job, session, spec.ticket, background=terms.background)
-        return job
+            for job in jobs:
+                self._let_join(job)
+        return jobs
+
+    def knows_any(self, session: Session, tickets: Sequence[int]) -> bool:
+        """Tell whether one of these tickets has been said before, or is here twice."""
+        return (
+            len(set(tickets)) < len(tickets)
+            or not session.tickets.keys().isdisjoint(tickets)
+            or not session.accepted.keys().isdisjoint(tickets)
+            or not session.untaken.keys().isdisjoint(tickets)
+        )
 
     def _let_join(self, job: Job) -> None:
         key = (job.name, job.offered)
@@ -140,9 +177,13 @@ class Book:
             if len(around) < _MOST_AROUND:
                 around.update(terms.ancestors)
         self._want(job, session, ticket, background=terms.background)
-        lane = (LaneId(session.id, terms.lane), terms.priority)
-        if lane == (job.lane, job.priority):
+        if (
+            terms.lane == job.lane.lane
+            and session.id == job.lane.session
+            and terms.priority == job.terms.priority
+        ):
             return
+        lane = (LaneId(session.id, terms.lane), terms.priority)
         if job.also is None:
             job.also = {}
         if lane not in job.also:
@@ -158,18 +199,21 @@ class Book:
 
     def listen(self, job: Job, session: Session, ticket: int) -> None:
         """Add a listener."""
-        if job.listeners:
-            job.listeners.append((session, ticket))
-        else:
-            job.listeners = [(session, ticket)]  # an append would keep room for three more
+        if job.others is None:
+            job.others = []
+        job.others.append((session, ticket))
         session.tickets[ticket] = job
         session.nbytes += job.nbytes
 
     def leave(self, job: Job, session: Session, ticket: int) -> bool:
         """Take a listener away; tells whether somebody still wants the job. O(listeners)."""
-        job.listeners.remove((session, ticket))
+        if job.session is session and job.ticket == ticket:
+            job.session = None
+        else:
+            assert job.others is not None, "only a listener leaves"
+            job.others.remove((session, ticket))
         self._unlisten(job, session, ticket)
-        return bool(job.listeners) or job.background
+        return job.is_listened_to or job.background
 
     @staticmethod
     def _unlisten(job: Job, session: Session, ticket: int) -> None:
@@ -184,10 +228,16 @@ class Book:
     # --- jobs move --------------------------------------------------------------------------
 
     @staticmethod
+    def stand_all(jobs: Sequence[Job]) -> None:
+        """Let new jobs of one submit stand ready."""
+        first = jobs[0]
+        first.queue.push_all(jobs, first.lane, first.terms.priority)
+
+    @staticmethod
     def stand(job: Job, *, front: bool) -> None:
         """Let a job stand ready in all its lanes: new at the back, returned in front."""
         job.state = READY
-        job.queue.push(job, job.lane, job.priority, front=front)
+        job.queue.push(job, job.lane, job.terms.priority, front=front)
         for lane, priority in job.also or ():
             job.queue.push(job, lane, priority, front=front)
 
@@ -217,9 +267,7 @@ class Book:
 
     # --- jobs end ---------------------------------------------------------------------------
 
-    def end(
-        self, job: Job, outcome: str, end: Untaken | None, now: float
-    ) -> list[tuple[Session, Untaken]]:
+    def end(self, job: Job, outcome: str, end: Untaken | None, now: float) -> list[Told]:
         """End a job; returns what each listener is to be told."""
         told = [] if end is None else self.end_listeners(job, end)
         # What lies in a worker's memory goes when those have taken it who listened.
@@ -229,41 +277,71 @@ class Book:
         self.forget(job)
         return told
 
-    def end_listeners(self, job: Job, end: Untaken) -> list[tuple[Session, Untaken]]:
-        """Keep an end for every listener until it has taken it; they listen no more."""
-        told: list[tuple[Session, Untaken]] = []
-        for session, ticket in job.listeners:
-            self._unlisten(job, session, ticket)
-            told.append((session, self.keep(session, ticket, end)))
-        job.listeners.clear()
+    def end_alike(
+        self, worker: Worker, jobs: Sequence[Job], ends: Sequence[Untaken], now: float
+    ) -> list[Told]:
+        """End jobs of one queue that a worker has completed; returns what is to be told.
+
+        Each has one listener, that submitted it, and nobody else has joined or may ask for it:
+        by far the most jobs are such, so what can be done once for all is done once.
+        """
+        queue = jobs[0].queue
+        told: list[Told] = []
+        handles: list[int] = []
+        nbytes = 0
+        for job, end in zip(jobs, ends, strict=True):
+            handle, ticket, session = job.handle, job.ticket, job.session
+            assert session is not None, "it has a listener"
+            handles.append(handle)
+            del self.jobs[handle]
+            del worker.held[handle]
+            del session.tickets[ticket]
+            session.untaken[ticket] = end
+            more = end.nbytes - job.nbytes
+            session.nbytes += more
+            nbytes += more
+            told.append((session, ticket, end))
+            if job.terms.blobs:
+                self.blobs.release(job.terms.blobs)
+            if self.around:
+                self.around.pop(job.origin, None)
+        self.nbytes += nbytes
+        if worker.adopted:
+            worker.adopted.difference_update(handles)
+        queue.function.n_running -= len(jobs)
+        ended = Ended(now, "complete", queue.function.name, b"", None)
+        self.endings.remember_all(handles, ended)
+        self.crew.count_out(queue, len(jobs))
         return told
 
-    def keep(self, session: Session, ticket: int, end: Untaken) -> Untaken:
-        """Keep an end for one listener, as the message that names its ticket."""
-        message: JobEnd
-        of = end.message
-        if isinstance(of, wire.JobComplete):
-            first = of.jobs[0]
-            done = wire.Completed(ticket, first.nbytes, first.n_items, first.shared)
-            message = wire.JobComplete([done], of.seconds, of.host, of.n_workers)
-        else:
-            message = msgspec.structs.replace(of, ticket=ticket)
-        untaken = Untaken(message, end.bodies, end.nbytes, end.lender)
-        session.untaken[ticket] = untaken
+    def end_listeners(self, job: Job, end: Untaken) -> list[Told]:
+        """Keep an end for every listener until it has taken it; they listen no more."""
+        told: list[Told] = []
+        for session, ticket in job.listeners:
+            self._unlisten(job, session, ticket)
+            told.append(self.keep(session, ticket, end))
+        job.session = job.others = None
+        return told
+
+    def keep(self, session: Session, ticket: int, end: Untaken) -> Told:
+        """Keep an end for one listener."""
+        session.untaken[ticket] = end
         if end.lender is not None:
             worker, seq = end.lender
             worker.lent[seq] = worker.lent.get(seq, 0) + 1
         session.nbytes += end.nbytes
         self.nbytes += end.nbytes
-        return untaken
+        return session, ticket, end
 
     def taken(self, session: Session, first: int, n: int) -> None:
         """Forget the ends of these tickets. O(what is kept), however long the range."""
         tickets: list[int] | range = range(first, first + n)
         if n > len(session.untaken) + len(session.accepted):
             tickets = [t for t in (*session.untaken, *session.accepted) if t in tickets]
+        if session.accepted:
+            for ticket in tickets:
+                session.accepted.pop(ticket, None)
         for ticket in tickets:
-            session.accepted.pop(ticket, None)
             untaken = session.untaken.pop(ticket, None)
             if untaken is not None:
                 session.nbytes -= untaken.nbytes
@@ -286,16 +364,17 @@ class Book:
             job.queue.leave(job)
         for session, ticket in job.listeners:
             self._unlisten(job, session, ticket)
-        job.listeners.clear()
+        job.session = job.others = None
         self.unmerge(job)
-        self.around.pop(job.origin, None)
+        if self.around:
+            self.around.pop(job.origin, None)
         job.state = ENDED
         del self.jobs[job.handle]
         self.nbytes -= job.nbytes
         job.argument = b""  # entries in other lanes may still point here
         if job.terms.blobs:
             self.blobs.release(job.terms.blobs)
-        self.crew.count_out(job)
+        self.crew.count_out(job.queue)
 
     def forget_untaken(self, session: Session) -> None:
         """Forget the ends that a session did not take; it listens to nothing any more."""
@@ -364,7 +443,8 @@ class Book:
         if job.worker is not None:
             assert job.worker.held[handle] is job, "a job and its worker know each other"
             assert 1 <= job.attempt <= job.terms.attempts, "attempts are bounded"
-        assert job.listeners or job.background or job.unwanted, "a job has someone who wants it"
+        wanted = job.is_listened_to or job.background
+        assert wanted or job.unwanted, "a job has someone who wants it"
         assert not job.unwanted or job.worker is not None, "only a running job can be unwanted"
         assert not job.unwanted or not (job.uniq or job.background), "nobody asks for it again"
         for session, ticket in job.listeners:

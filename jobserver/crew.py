@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from jobserver.jobs import Function, Job, Sleep, Worker
+from jobserver.jobs import Function, Sleep, Worker
 from jobserver.protocol import Ability
 from jobserver.queues import Needs, Queue
 
@@ -57,17 +57,17 @@ class Crew:
             self._keep_idle(queue)
         return queue
 
-    def count_in(self, job: Job) -> None:
-        """Note that a job now belongs to its queue."""
-        if not job.queue.n_live:
-            self._idle.pop(job.queue, None)
-        job.queue.n_live += 1
+    def count_in(self, queue: Queue, n: int = 1) -> None:
+        """Note that so many jobs now belong to this queue."""
+        if not queue.n_live:
+            self._idle.pop(queue, None)
+        queue.n_live += n
 
-    def count_out(self, job: Job) -> None:
-        """Note that a job has ended."""
-        job.queue.n_live -= 1
-        if not job.queue.n_live:
-            self._keep_idle(job.queue)
+    def count_out(self, queue: Queue, n: int = 1) -> None:
+        """Note that so many jobs of this queue have ended."""
+        queue.n_live -= n
+        if not queue.n_live:
+            self._keep_idle(queue)
 
     def _keep_idle(self, queue: Queue) -> None:
         self._idle[queue] = None
@@ -183,12 +183,13 @@ class Crew:
         best[2].served = self._n_grabs
         return best[2], best[0]
 
-    def measured(self, function: Function, seconds: float) -> None:
-        """Take a job's measured time into the function's running average."""
+    def measured(self, function: Function, seconds: float, n: int = 1) -> None:
+        """Take the measured time of ``n`` jobs, which took as long each, into the average."""
         if function.seconds is None:
             function.seconds = seconds
         else:
-            function.seconds += _WEIGHT * (seconds - function.seconds)
+            weight = _WEIGHT if n == 1 else 1 - (1 - _WEIGHT) ** n
+            function.seconds += weight * (seconds - function.seconds)
 
     def check(self) -> None:
         """Assert what must hold of workers and queues."""

@@ -6,7 +6,8 @@ a budget of bytes: a resubmit after the loss of a server may join a job that has
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
+from collections.abc import Sequence
 
 from jobserver.jobs import Ended, Limits
 
@@ -17,7 +18,8 @@ class Endings:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.nbytes = 0
-        self._ended: OrderedDict[int, Ended] = OrderedDict()  # handle -> how it ended
+        self._ended: dict[int, Ended] = {}  # handle -> how it ended
+        self._handles: deque[int] = deque()  # the same, oldest first
         self._by_uniq: dict[tuple[str, bytes], int] = {}  # (function, uniq) -> handle, newest
 
     def __len__(self) -> int:
@@ -26,12 +28,18 @@ class Endings:
     def remember(self, handle: int, ended: Ended) -> None:
         """Keep this, at the cost of the oldest when there are too many."""
         self._ended[handle] = ended
+        self._handles.append(handle)
         if ended.end is not None:
             self.nbytes += ended.end.nbytes
             if ended.uniq:
                 self._by_uniq[ended.function, ended.uniq] = handle
-        while len(self._ended) > self._limits.n_ended or self.nbytes > self._limits.ended_nbytes:
-            self._forget_oldest()
+        self._forget_too_many()
+
+    def remember_all(self, handles: Sequence[int], ended: Ended) -> None:
+        """Keep of several jobs that they ended like this, and no result."""
+        self._ended.update(dict.fromkeys(handles, ended))
+        self._handles.extend(handles)
+        self._forget_too_many()
 
     def get(self, handle: int) -> Ended | None:
         """Return how the job with this handle ended."""
@@ -43,11 +51,16 @@ class Endings:
 
     def forget_before(self, at: float) -> None:
         """Drop what ended before that moment."""
-        while self._ended and next(iter(self._ended.values())).at < at:
+        while self._handles and self._ended[self._handles[0]].at < at:
+            self._forget_oldest()
+
+    def _forget_too_many(self) -> None:
+        while len(self._ended) > self._limits.n_ended or self.nbytes > self._limits.ended_nbytes:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        handle, ended = self._ended.popitem(last=False)
+        handle = self._handles.popleft()
+        ended = self._ended.pop(handle)
         if ended.end is not None:
             self.nbytes -= ended.end.nbytes
             if self._by_uniq.get((ended.function, ended.uniq)) == handle:
@@ -55,6 +68,7 @@ class Endings:
 
     def check(self) -> None:
         """Assert what must hold of the memory."""
+        assert list(self._ended) == list(self._handles), "the oldest goes first"
         kept = [ended.end.nbytes for ended in self._ended.values() if ended.end is not None]
         assert self.nbytes == sum(kept), "the kept bytes are counted"
         for (function, uniq), handle in self._by_uniq.items():

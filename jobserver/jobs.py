@@ -17,10 +17,14 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from jobserver.protocol import (
     Ability,
     BlobId,
     Body,
+    Completed,
     GrabJobs,
     JobComplete,
     JobException,
@@ -30,7 +34,6 @@ from jobserver.protocol import (
     Origin,
     Seconds,
     SubmitJobs,
-    nbytes_of,
 )
 from jobserver.queues import Queue
 
@@ -73,71 +76,66 @@ ENDED: Final = "ended"
 JobState: TypeAlias = Literal["ready", "delayed", "assigned", "ended"]
 
 JobEnd: TypeAlias = JobComplete | JobException | JobFail
-"""What a listener is told at the end: of one ticket each."""
+"""How a job ended. A listener is told it under its own ticket."""
 
 
-class Job:
-    """One call of one function on one argument."""
+class Job(Struct, eq=False, gc=False):
+    """One call of one function on one argument.
 
-    __slots__ = (
-        "also",
-        "argument",
-        "attempt",
-        "background",
-        "handle",
-        "lane",
-        "listeners",
-        "n_items",
-        "nbytes",
-        "offered",
-        "origin",
-        "priority",
-        "progress",
-        "queue",
-        "since",
-        "stands_at",
-        "state",
-        "terms",
-        "unwanted",
-        "uniq",
-        "worker",
-    )
+    There may be a million of these. They are nothing that the garbage collector looks at: whoever
+    ends a job takes it out of what it points to.
+    """
 
-    def __init__(
-        self,
-        handle: int,
-        origin: Origin,
-        queue: Queue,
-        terms: SubmitJobs,
-        lane: LaneId,
-        argument: Body,
-    ) -> None:
-        self.handle = handle
-        self.origin = origin
-        self.queue = queue
-        self.terms = terms  # what the jobs of one submit have in common; its list is empty
-        self.argument = argument
-        self.nbytes = nbytes_of(argument)
-        self.offered = b""  # the uniq that it was submitted with
-        self.uniq = b""  # the same while others may join it, else empty
-        self.n_items = 1
-        self.since = 0.0  # when it was submitted
-        self.background = terms.background
-        self.priority = terms.priority
-        self.lane = lane  # of its first submit, whose jobs share it as they do the terms
-        self.also: dict[tuple[LaneId, int], None] | None = None  # lanes of those who joined
-        self.listeners: list[tuple[Session, int]] = []  # with their tickets
-        self.state: JobState = READY
-        self.stands_at = 0  # bit set of priorities in whose lanes it counts; 0: not ready
-        self.attempt = 0  # runs begun that may have ended by a loss
-        self.worker: Worker | None = None  # valid while ASSIGNED
-        self.progress: tuple[int, int] | None = None  # the last status
-        self.unwanted = False  # cancelled while ASSIGNED: its end interests no one
+    handle: int
+    ticket: int  # that it was submitted with
+    queue: Queue
+    terms: SubmitJobs  # what the jobs of one submit have in common; its list is empty
+    lane: LaneId  # of its first submit, whose jobs share it as they do the terms
+    argument: Body
+    nbytes: int  # of the argument
+    n_items: int = 1
+    since: float = 0.0  # when it was submitted
+    offered: bytes = b""  # the uniq that it was submitted with
+    background: bool = False
+    session: Session | None = None  # that submitted it, while that one listens
+    others: list[tuple[Session, int]] | None = None  # who else listens, with their tickets
+    uniq: bytes = b""  # what was offered, while others may join it, else empty
+    also: dict[tuple[LaneId, int], None] | None = None  # lanes of those who joined
+    earlier: Origin | None = None  # of which it is known where it runs since before our boot
+    state: JobState = READY
+    stands_at: int = 0  # bit set of priorities in whose lanes it counts; 0: not ready
+    attempt: int = 0  # runs begun that may have ended by a loss
+    worker: Worker | None = None  # valid while ASSIGNED
+    progress: tuple[int, int] | None = None  # the last status
+    unwanted: bool = False  # cancelled while ASSIGNED: its end interests no one
 
     @property
     def name(self) -> str:
         """Return the name of its function."""
         return self.queue.function.name
+
+    @property
+    def origin(self) -> Origin:
+        """Return its client's own name for it."""
+        return self.earlier or Origin(self.lane.session, self.ticket)
+
+    @property
+    def listeners(self) -> list[tuple[Session, int]]:
+        """Return who listens to it, with their tickets. O(listeners)."""
+        first = [] if self.session is None else [(self.session, self.ticket)]
+        return first + self.others if self.others else first
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether there is nobody but the one who submitted it that may want its end."""
+        return not (
+            self.session is None or self.others or self.uniq or self.background or self.unwanted
+        )
+
+    @property
+    def is_listened_to(self) -> bool:
+        """Tell whether it has listeners."""
+        return self.session is not None or bool(self.others)
 
 
 class LaneInfo:
@@ -152,13 +150,30 @@ class LaneInfo:
         self.n_failed = 0  # jobs
 
 
-class Untaken(NamedTuple):
-    """An end that a client has not acknowledged."""
+class Untaken(Struct, eq=False, gc=False):
+    """An end that clients have not acknowledged: one for all who listened.
+
+    Its message is about no ticket yet. That of a result is even the same for all results that
+    came at once, and says what these have in common.
+    """
 
     message: JobEnd
     bodies: tuple[Body, ...]
     nbytes: int  # of the bodies, and of what they refer to
     lender: tuple[Worker, int] | None = None  # in whose memory that is, by which report
+    n_items: int = 0  # that a result covers
+    shared: int = 0  # bytes of a result that are not in its body
+
+    def completed(self, ticket: int) -> Completed:
+        """Return what a list of results says of this one."""
+        return Completed(ticket, self.nbytes - self.shared, self.n_items, self.shared)
+
+    def told(self, ticket: int) -> JobEnd:
+        """Return the message that tells a listener."""
+        of = self.message
+        if isinstance(of, JobComplete):
+            return JobComplete([self.completed(ticket)], of.seconds, of.host, of.n_workers)
+        return replace(of, ticket=ticket)
 
 
 class Session:
@@ -306,4 +321,6 @@ class Ended(NamedTuple):
 
 
 Peer: TypeAlias = Session | Supervisor | Worker
+Told: TypeAlias = tuple[Session, int, Untaken]
+"""Who is to be told of an end, and under which ticket."""
 BlobIds: TypeAlias = tuple[BlobId, ...]

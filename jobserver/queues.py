@@ -19,6 +19,7 @@ job, a job being counted once for each lane where it stands.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobserver.protocol import N_PRIORITIES, LaneId
@@ -103,6 +104,18 @@ class Queue:
         if not job.stands_at & 1 << priority:
             job.stands_at |= 1 << priority
             self.ready[priority] += 1
+
+    def push_all(self, jobs: Sequence[Job], lane: LaneId, priority: int) -> None:
+        """Let these jobs, none of which stands anywhere, stand at the back of a lane."""
+        self.push(jobs[0], lane, priority)
+        bit = 1 << priority
+        for job in jobs:
+            job.stands_at = bit
+        self.lanes[priority][lane].jobs.extend(jobs[1:])
+        more = len(jobs) - 1
+        self._n_entries += more
+        self.n_ready += more
+        self.ready[priority] += more
 
     def leave(self, job: Job) -> None:
         """Note that a job is not ready any more. Its entries are passed over from now on."""

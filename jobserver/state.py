@@ -46,6 +46,7 @@ from jobserver.jobs import (
     Send,
     Session,
     Supervisor,
+    Told,
     Untaken,
     Worker,
 )
@@ -207,9 +208,10 @@ class State:
     def _to_session(self, session: Session, message: Message, *bodies: Body) -> None:
         self._send(session.peer, message, *bodies)
 
-    def _tell(self, told: Iterable[tuple[Session, Untaken]]) -> None:
-        for session, untaken in told:
-            self._to_session(session, untaken.message, *untaken.bodies)
+    def _tell(self, told: Iterable[Told]) -> None:
+        for session, ticket, untaken in told:
+            if session.peer is not None:
+                self._out.append(Send(session.peer, untaken.told(ticket), untaken.bodies))
 
     def _flush(self) -> list[Send]:
         out, self._out = self._out, []
@@ -375,7 +377,7 @@ class State:
         self._send(peer, welcome)
         match who:
             case Session():
-                self._tell((who, untaken) for untaken in who.untaken.values())
+                self._tell((who, ticket, untaken) for ticket, untaken in who.untaken.items())
             case Supervisor():
                 self._after_hello_of_supervisor(who, hello)
             case Worker():
@@ -488,8 +490,26 @@ class State:
         lane = wire.LaneId(session.id, message.lane)
         accepted: list[wire.Accepted] = []
         refused: list[int] = []
-        told: list[tuple[Session, Untaken]] = []
+        told: list[Told] = []
         progress: list[wire.JobStatus] = []
+        is_plain = not (message.not_before or self._adoptable) and not (
+            may_merge and any(spec.uniq for spec in specs)
+        )
+        tickets = [spec.ticket for spec in specs]
+        if (
+            is_plain
+            and not self.book.knows_any(session, tickets)
+            and self.book.has_room(session, wire.nbytes_of(body), len(specs))
+        ):
+            # All are new and alike, which is by far the most common.
+            jobs = self.book.create(session, queue, message, lane, specs, arguments, now)
+            self.book.stand_all(jobs)
+            handle = jobs[0].handle
+            for first, n in wire.ranges(tickets):
+                accepted.append(wire.Accepted(first, n, handle))
+                handle += n
+            specs = []
+            arguments = []
         for spec, argument in zip(specs, arguments, strict=True):
             ticket = spec.ticket
             if ticket in session.tickets:
@@ -497,12 +517,12 @@ class State:
             elif ticket in session.accepted:
                 handle = session.accepted[ticket]
             elif ticket in session.untaken:
-                told.append((session, session.untaken[ticket]))
+                told.append((session, ticket, session.untaken[ticket]))
                 continue
             else:
                 live = self._to_join(message, spec, around) if may_merge and spec.uniq else None
                 if isinstance(live, Untaken):
-                    told.append((session, self.book.keep(session, ticket, live)))
+                    told.append(self.book.keep(session, ticket, live))
                     continue
                 if live is not None:
                     self.book.join(live, session, message, ticket)
@@ -510,9 +530,11 @@ class State:
                     if live.progress is not None:
                         progress.append(wire.JobStatus(ticket, *live.progress))
                     handle = live.handle
-                elif self.book.has_room(session, len(argument)):
-                    job = self.book.create(session, queue, message, lane, spec, argument)
-                    self._start(job, spec, now)
+                elif self.book.has_room(session, spec.nbytes):
+                    (job,) = self.book.create(
+                        session, queue, message, lane, [spec], [argument], now
+                    )
+                    self._start(job, now)
                     handle = job.handle
                 else:
                     refused.append(ticket)
@@ -552,10 +574,9 @@ class State:
             return None if ended is None else ended.end
         return None
 
-    def _start(self, job: Job, spec: wire.JobSpec, now: float) -> None:
+    def _start(self, job: Job, now: float) -> None:
         """Let a new job stand, wait for its time, or be what a worker has been running already."""
-        job.since = now
-        worker = self._adopter(job, spec) if self._adoptable else None
+        worker = self._adopter(job) if self._adoptable else None
         if worker is not None:
             self.book.assign(job, worker)
             worker.adopted.add(job.handle)
@@ -565,16 +586,16 @@ class State:
         else:
             self.book.stand(job, front=False)
 
-    def _adopter(self, job: Job, spec: wire.JobSpec) -> Worker | None:
+    def _adopter(self, job: Job) -> Worker | None:
         """Find the worker that has been running this job since before our boot."""
         origin = job.origin
-        if origin not in self._adoptable and spec.uniq:
-            origin = self._adoptable_uniq.pop((job.name, spec.uniq), origin)
+        if origin not in self._adoptable and job.offered:
+            origin = self._adoptable_uniq.pop((job.name, job.offered), origin)
         found = self._adoptable.pop(origin, None)
         if found is None:
             return None
         supervisor, child = found
-        job.origin = origin
+        job.earlier = origin
         return self.roster.require_worker(supervisor, child, supervisor.heard_at)
 
     def _make_ready(self, job: Job, now: float, *, front: bool) -> None:
@@ -611,7 +632,7 @@ class State:
                 if not self.book.leave(job, session, ticket):
                     self._drop(job, now)
                 end = _end(wire.JobFail(ticket, "cancelled"))
-                self._tell([(session, self.book.keep(session, ticket, end))])
+                self._tell([self.book.keep(session, ticket, end)])
 
     def _drop(self, job: Job, now: float) -> None:
         """End a job that nobody wants any more; one that runs, by way of its supervisor."""
@@ -636,7 +657,7 @@ class State:
         if ticket in session.tickets:
             return
         if ticket in session.untaken:
-            self._tell([(session, session.untaken[ticket])])
+            self._tell([(session, ticket, session.untaken[ticket])])
             return
         job = self.book.jobs.get(message.handle)
         if job is not None and not job.unwanted:
@@ -654,7 +675,7 @@ class State:
             end = _end(wire.JobFail(0, "unknown", text))
         else:
             end = ended.end
-        self._tell([(session, self.book.keep(session, ticket, end))])
+        self._tell([self.book.keep(session, ticket, end)])
 
     def _on_get_status(self, session: Session, message: wire.GetStatus) -> None:
         handle = message.handle
@@ -856,7 +877,7 @@ class State:
     def _merge_waiting(self, function: Function, now: float) -> None:
         """Merge what came before it was known that this function may be merged."""
         for job, first in self.book.to_merge(function):
-            for session, ticket in list(job.listeners):
+            for session, ticket in job.listeners:
                 self.book.leave(job, session, ticket)
                 self.book.join(first, session, job.terms, ticket)
                 accepted = wire.Accepted(ticket, 1, first.handle)
@@ -943,32 +964,85 @@ class State:
         if shared and not self._may_lend(worker, message, now):
             return
         seconds = message.seconds / len(message.jobs)
-        batches = _Batches()
+        lender = (worker, message.seq) if shared else None
+        alike: dict[Job, Untaken] = {}  # plain jobs of one queue, one after the other
+        told: list[Told] = []
+        queue: Queue | None = None
+        lane_id: wire.LaneId | None = None
+        lane: LaneInfo | None = None
         for at, (done, result) in enumerate(zip(message.jobs, results, strict=True)):
-            origin = message.origins[at] if boot else None
-            job = self._job_of(worker, done.handle, boot, origin)
-            if job is None:
+            if boot:
+                job = self._job_of(worker, done.handle, boot, message.origins[at])
+            else:
+                job = worker.held.get(done.handle)
+            if job is None or job in alike:
                 self.counters["late"] += 1
                 continue
-            worker.n_done += 1
-            queue = job.queue
-            self.crew.measured(queue.function, seconds)
-            n_items = min(done.n_items, job.n_items) if done.n_items else job.n_items
-            lane = self.book.lane_of(job)
+            if job.queue is not queue:
+                told += self._end_alike(worker, alike, now)
+                queue = job.queue
+                common = wire.JobComplete([], seconds, worker.host, len(queue.workers))
+            if job.lane is not lane_id:
+                lane_id = job.lane
+                lane = self.book.lane_of(job)
+            n_items = job.n_items
+            if 0 < done.n_items < n_items:
+                n_items = done.n_items
             if lane is not None:
                 lane.n_done += n_items
-            completed = wire.Completed(0, done.nbytes, n_items, shared)
-            complete = wire.JobComplete([completed], seconds, worker.host, len(queue.workers))
-            lender = (worker, message.seq) if shared else None
-            end = Untaken(complete, (result,), done.nbytes + shared, lender)
-            for told in self.book.end(job, "complete", end, now):
-                if not batches.add(*told):
-                    self._tell([told])
-        for session, complete, together in batches.sends():
-            self._to_session(session, complete, together)
+            end = Untaken(common, (result,), done.nbytes + shared, lender, n_items, shared)
+            if job.is_plain and lender is None and job.worker is worker:
+                alike[job] = end
+            else:
+                self.crew.measured(queue.function, seconds)
+                worker.n_done += 1
+                told += self._end_alike(worker, alike, now)
+                told += self.book.end(job, "complete", end, now)
+        told += self._end_alike(worker, alike, now)
+        self._tell_together(told)
         self._accept_work(worker, message.seq)
         if shared and message.seq not in worker.lent:
             self._send(worker.peer, wire.WorkTaken([wire.Range(message.seq, 1)]))
+
+    def _end_alike(self, worker: Worker, alike: dict[Job, Untaken], now: float) -> list[Told]:
+        """End plain jobs of one queue that a worker has completed, and forget which they were."""
+        if not alike:
+            return []
+        jobs = list(alike)
+        common = alike[jobs[0]].message
+        assert isinstance(common, wire.JobComplete), "it has a result"
+        self.crew.measured(jobs[0].queue.function, common.seconds, len(jobs))
+        worker.n_done += len(jobs)
+        told = self.book.end_alike(worker, jobs, list(alike.values()), now)
+        alike.clear()
+        return told
+
+    def _tell_together(self, told: list[Told]) -> None:
+        """Tell of the results of one message: each listener in one message, not one a job.
+
+        Where that grows too large, the rest goes one by one.
+        """
+        if len(told) == 1:
+            self._tell(told)
+            return
+        lists: dict[Session, tuple[list[wire.Completed], list[Body], wire.JobComplete]] = {}
+        found: Session | None = None
+        nbytes = 0
+        for session, ticket, end in told:
+            nbytes += end.nbytes
+            if nbytes > wire.BODY_NBYTES:
+                self._tell([(session, ticket, end)])
+                continue
+            if session is not found:
+                found = session
+                common = cast(wire.JobComplete, end.message)
+                jobs, results, _ = lists.setdefault(session, ([], [], common))
+            jobs.append(end.completed(ticket))
+            results += end.bodies
+        for session, (jobs, results, common) in lists.items():
+            seconds = len(jobs) * common.seconds
+            complete = wire.JobComplete(jobs, seconds, common.host, common.n_workers)
+            self._to_session(session, complete, wire.join(results))
 
     def _may_lend(self, worker: Worker, message: wire.WorkComplete, now: float) -> bool:
         """Look whether all listeners can have a result that lies in the worker's memory.
@@ -1123,36 +1197,6 @@ class State:
         self.book.check()
         self.roster.check()
         assert not self._out, "every send has been handed out"
-
-
-class _Batches:
-    """The results of one message, gathered by listener: one message each, not one a job."""
-
-    def __init__(self) -> None:
-        self._of: dict[Session, tuple[wire.JobComplete, list[Body]]] = {}
-        self._nbytes = 0
-
-    def add(self, session: Session, untaken: Untaken) -> bool:
-        """Take a result in, or tell that it is too large to go with others."""
-        complete = cast(wire.JobComplete, untaken.message)
-        found = self._of.get(session)
-        if found is None:
-            found = (wire.JobComplete([], 0.0, complete.host, complete.n_workers), [])
-            self._of[session] = found
-        message, bodies = found
-        self._nbytes += untaken.nbytes
-        if self._nbytes > wire.BODY_NBYTES:
-            return False
-        message.jobs += complete.jobs
-        message.seconds += complete.seconds
-        bodies += untaken.bodies
-        return True
-
-    def sends(self) -> Iterable[tuple[Session, wire.JobComplete, Body]]:
-        """Return what was gathered."""
-        for session, (message, bodies) in self._of.items():
-            if bodies:
-                yield session, message, wire.join(bodies)
 
 
 def _one(bodies: tuple[Body, ...]) -> Body:

@@ -93,7 +93,7 @@ def _row_of_job(state: State, job: Job, now: float) -> Row:
         "handle": handle_text(state.name, state.boot, job.handle),
         "function": job.name,
         "state": "running" if job.state == ASSIGNED else job.state,
-        "priority": PRIORITY_NAMES[job.priority],
+        "priority": PRIORITY_NAMES[job.terms.priority],
         "listeners": len(job.listeners),
         "background": job.background,
         "items": job.n_items,

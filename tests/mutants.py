@@ -197,9 +197,8 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "a result is not acknowledged",
-            "self._to_session(session, complete, together)\n"
-            "        self._accept_work(worker, message.seq)",
-            "self._to_session(session, complete, together)",
+            "self._tell_together(told)\n        self._accept_work(worker, message.seq)",
+            "self._tell_together(told)",
         ),
         Edit(
             "a job joins the one that it is inside of",
@@ -259,7 +258,7 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "the newest time is the average",
-            "function.seconds += _WEIGHT * (seconds - function.seconds)",
+            "function.seconds += weight * (seconds - function.seconds)",
             "function.seconds = seconds",
         ),
         Edit(
@@ -274,7 +273,7 @@ EDITS: dict[str, list[Edit]] = {
             "if needs.met_by(worker):\n                    self._join(worker, queue)",
             "pass",
         ),
-        Edit("a queue with jobs is taken for idle", "self._idle.pop(job.queue, None)", "pass"),
+        Edit("a queue with jobs is taken for idle", "self._idle.pop(queue, None)", "pass"),
         Edit(
             "whoever has the function gets the job",
             "queue not in worker.queues and queue.needs.met_by(worker)",
@@ -408,10 +407,10 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "who waited for an ended job is remembered",
-            "self.around.pop(job.origin, None)",
-            "pass",
+            "self.unmerge(job)\n        if self.around:",
+            "self.unmerge(job)\n        if False:",
         ),
-        Edit("a large job never goes", "or not session.nbytes", ""),
+        Edit("a large job never goes", "or (one and not session.nbytes)", ""),
         Edit(
             "what a client does not take is not held against it",
             "len(session.tickets) + len(session.untaken) + len(session.accepted)",
@@ -419,7 +418,7 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "the server has no limit of its own",
-            "len(self.jobs) < limits.max_jobs\n            and ",
+            "len(self.jobs) + n_jobs <= limits.max_jobs\n            and ",
             "",
         ),
         Edit(
@@ -439,8 +438,8 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "a background job ends with its last listener",
-            "return bool(job.listeners) or job.background",
-            "return bool(job.listeners)",
+            "return job.is_listened_to or job.background",
+            "return job.is_listened_to",
         ),
         Edit(
             "a returned job stands in its first lane only",
@@ -451,15 +450,51 @@ EDITS: dict[str, list[Edit]] = {
         Edit("the status of a lost run lives on", "job.progress = None", "pass"),
         Edit(
             "an ended job can be joined",
-            "job.listeners.clear()\n        self.unmerge(job)",
-            "job.listeners.clear()",
+            "job.session = job.others = None\n        self.unmerge(job)",
+            "job.session = job.others = None",
         ),
         Edit(
             "taken results still count",
             "session.nbytes -= untaken.nbytes\n                self.nbytes",
             "self.nbytes",
         ),
-        Edit("ended jobs hold their blobs", "self.blobs.release(job.terms.blobs)", "pass"),
+        Edit(
+            "ended jobs hold their blobs",
+            "if job.terms.blobs:\n            self.blobs",
+            "if False:\n            self.blobs",
+        ),
+        Edit(
+            "completed jobs hold their blobs",
+            "if job.terms.blobs:\n                self.blobs",
+            "if False:\n                self.blobs",
+        ),
+        Edit(
+            "who waited for a completed job is remembered",
+            "if self.around:\n                self.around.pop",
+            "if False:\n                self.around.pop",
+        ),
+        Edit("what completed counts no more", "session.nbytes += more", "pass"),
+        Edit("one ticket twice in a list is two jobs", "len(set(tickets)) < len(tickets)", "False"),
+        Edit(
+            "a list of which one is known is new",
+            "or not session.tickets.keys().isdisjoint(tickets)",
+            "",
+        ),
+        Edit(
+            "a list of which one was in the background is new",
+            "or not session.accepted.keys().isdisjoint(tickets)",
+            "",
+        ),
+        Edit(
+            "a list of which one has ended is new",
+            "or not session.untaken.keys().isdisjoint(tickets)",
+            "",
+        ),
+        Edit(
+            "a list that is too large is taken whole",
+            "of_session + n_jobs <= limits.session_jobs",
+            "of_session < limits.session_jobs",
+        ),
         Edit(
             "the results of a client that left still count",
             "self.nbytes -= session.nbytes\n        session",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobserver.jobs import Function, Job
-from jobserver.protocol import HIGH, LOW, NORMAL, LaneId, Origin, SubmitJobs
+from jobserver.protocol import HIGH, LOW, NORMAL, LaneId, SubmitJobs
 from jobserver.queues import Needs, Queue
 
 SESSION = b"a client's session"[:16]
@@ -19,7 +19,7 @@ def queue() -> Queue:
 
 def a_job(queue: Queue, handle: int, nbytes: int = 1) -> Job:
     terms = SubmitJobs("f", [])
-    return Job(handle, Origin(SESSION, handle), queue, terms, A, b"x" * nbytes)
+    return Job(handle, handle, queue, terms, A, b"x" * nbytes, nbytes)
 
 
 def push(queue: Queue, handle: int, *lanes: LaneId, priority: int = NORMAL) -> Job:
