@@ -242,13 +242,15 @@ class Book:
             job.queue.push(job, lane, priority, front=front)
 
     @staticmethod
-    def assign(job: Job, worker: Worker) -> None:
-        """Note that a worker has a job, which stands nowhere any more."""
-        job.state = ASSIGNED
-        job.worker = worker
-        job.attempt += 1
-        job.queue.function.n_running += 1
-        worker.held[job.handle] = job
+    def assign(jobs: Sequence[Job], worker: Worker) -> None:
+        """Note that a worker has these jobs of one queue, which stand nowhere any more."""
+        held = worker.held
+        for job in jobs:
+            job.state = ASSIGNED
+            job.worker = worker
+            job.attempt += 1
+            held[job.handle] = job
+        jobs[0].queue.function.n_running += len(jobs)
 
     @staticmethod
     def unassign(job: Job, worker: Worker) -> None:
@@ -303,8 +305,6 @@ class Book:
             told.append((session, ticket, end))
             if job.terms.blobs:
                 self.blobs.release(job.terms.blobs)
-            if self.around:
-                self.around.pop(job.origin, None)
         self.nbytes += nbytes
         if worker.adopted:
             worker.adopted.difference_update(handles)

@@ -151,6 +151,57 @@ class Queue:
             self._empty()
         return job
 
+    def pop_more(self, jobs: list[Job], priority: int, n: int, nbytes: int) -> None:
+        """Take what comes behind these jobs, until they are ``n``.
+
+        The arguments of what is added have at most ``nbytes`` together. Nothing comes behind a job
+        that may run only once: its result, not sent yet, would be lost with the worker if the next
+        one killed that.
+        """
+        turns = self._turns[priority]
+        while len(jobs) < n and nbytes > 0 and jobs[-1].terms.attempts > 1:
+            if len(turns) == 1:
+                # No turns to take: the same as below, of one lane, without a call for each.
+                self._pop_run(jobs, priority, n, nbytes)
+                return
+            job = self.pop(priority, nbytes)
+            if job is None:
+                return
+            jobs.append(job)
+            nbytes -= job.nbytes
+
+    def _pop_run(self, jobs: list[Job], priority: int, n: int, nbytes: int) -> None:
+        lane = self._turns[priority][0]
+        waiting = lane.jobs
+        bit = 1 << priority
+        n_entries = len(waiting)
+        n_ready = 0
+        may_follow = True
+        while waiting and may_follow and len(jobs) < n and nbytes > 0:
+            job = waiting[0]
+            if not job.stands_at:
+                waiting.popleft()
+                continue
+            if job.nbytes > nbytes:
+                break
+            waiting.popleft()
+            if job.stands_at == bit:
+                job.stands_at = 0
+                n_ready += 1
+            else:
+                self._unstand(job)
+            jobs.append(job)
+            nbytes -= job.nbytes
+            may_follow = job.terms.attempts > 1
+        self._n_entries -= n_entries - len(waiting)
+        self.ready[priority] -= n_ready
+        self.n_ready -= n_ready
+        if not waiting:
+            self._turns[priority].popleft()
+            del self.lanes[priority][lane.id]
+        if not self.n_ready:
+            self._empty()
+
     def pop_of(self, lane: LaneId) -> Job | None:
         """Take the next job of this one lane, whoever's turn it is, or None.
 

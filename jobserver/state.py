@@ -578,7 +578,7 @@ class State:
         """Let a new job stand, wait for its time, or be what a worker has been running already."""
         worker = self._adopter(job) if self._adoptable else None
         if worker is not None:
-            self.book.assign(job, worker)
+            self.book.assign([job], worker)
             worker.adopted.add(job.handle)
         elif job.terms.not_before > 0:
             job.state = DELAYED
@@ -773,14 +773,8 @@ class State:
             fair = -(-(queue.n_ready + 1) // len(queue.workers))
             n = min(int(_SHORT / max(seconds, 1e-6)), fair, grab.n, _MAX_ASSIGNED)
             room = min(grab.nbytes, wire.BODY_NBYTES) - first.nbytes
-            # Nothing comes behind a job that may run only once. Its result, not sent yet, would
-            # be lost with the worker if the next one killed that.
-            while len(jobs) < n and room > 0 and jobs[-1].terms.attempts > 1:
-                job = queue.pop(priority, room)
-                if job is None:
-                    break
-                jobs.append(job)
-                room -= job.nbytes
+            if n > 1:
+                queue.pop_more(jobs, priority, n, room)
         return jobs
 
     def _take_of_lanes(
@@ -806,16 +800,19 @@ class State:
         arguments: list[Body] = []
         if not worker.held:
             worker.since = now
+        self.book.assign(jobs, worker)
+        of: wire.SubmitJobs | None = None
         for job in jobs:
-            self.book.assign(job, worker)
             terms = job.terms
+            if terms is not of:
+                of = terms
+                limit = worker.abilities[terms.function].timeout
+                if terms.timeout:
+                    limit = min(terms.timeout, limit) if limit else terms.timeout
             is_near = terms.shared and self._are_near(job, worker)
             if terms.referred and not is_near:
                 self._refuse_referred(job, f"{worker.name} is on another machine", now)
                 continue
-            limit = worker.abilities[terms.function].timeout
-            if terms.timeout:
-                limit = min(terms.timeout, limit) if limit else terms.timeout
             entries.append(
                 wire.Assigned(
                     job.handle,
@@ -845,10 +842,9 @@ class State:
     def _are_near(job: Job, worker: Worker) -> bool:
         """Tell whether all who listen to a job can open the memory of this worker."""
         machine = worker.machine
-        for session, _ in job.listeners:  # no all(): this is asked of each job
-            if session.machine != machine:
-                return False
-        return machine != ""
+        if not machine or (job.session is not None and job.session.machine != machine):
+            return False
+        return not job.others or all(session.machine == machine for session, _ in job.others)
 
     def _refuse_referred(self, job: Job, text: str, now: float) -> None:
         """Have a job submitted anew by who wants it: its worker cannot open its argument."""

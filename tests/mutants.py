@@ -468,11 +468,6 @@ EDITS: dict[str, list[Edit]] = {
             "if job.terms.blobs:\n                self.blobs",
             "if False:\n                self.blobs",
         ),
-        Edit(
-            "who waited for a completed job is remembered",
-            "if self.around:\n                self.around.pop",
-            "if False:\n                self.around.pop",
-        ),
         Edit("what completed counts no more", "session.nbytes += more", "pass"),
         Edit("one ticket twice in a list is two jobs", "len(set(tickets)) < len(tickets)", "False"),
         Edit(
