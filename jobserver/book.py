@@ -45,7 +45,6 @@ class Book:
         self.endings = Endings(limits)
         self.sessions: dict[bytes, Session] = {}
         self.jobs: dict[int, Job] = {}  # handle -> live job
-        self.merged: dict[tuple[str, bytes], Job] = {}  # (function, uniq) -> job to join
         # origin of a live job -> those that wait for it since they, or jobs in them, joined it
         self.around: dict[Origin, set[Origin]] = {}
         self.nbytes = 0  # of all arguments and untaken ends
@@ -86,6 +85,7 @@ class Book:
         handles = range(first, first + len(specs))
         background = terms.background
         listener = None if background else session
+        may_merge = terms.merge or queue.function.merge
         jobs = [
             Job(
                 handle,
@@ -116,12 +116,19 @@ class Book:
             for _ in jobs:
                 self.blobs.hold(terms.blobs)
         self.crew.count_in(queue, len(jobs))
-        if terms.merge or queue.function.merge:
+        if may_merge:
             for job in jobs:
                 self._let_join(job)
         return jobs
 
-    def knows_any(self, session: Session, tickets: Sequence[int]) -> bool:
+    @staticmethod
+    def joins_any(function: Function, uniqs: Sequence[bytes]) -> bool:
+        """Tell whether one of these jobs to come would join another one, of them or before."""
+        given = [uniq for uniq in uniqs if uniq]
+        return len(set(given)) < len(given) or not function.merged.keys().isdisjoint(given)
+
+    @staticmethod
+    def knows_any(session: Session, tickets: Sequence[int]) -> bool:
         """Tell whether one of these tickets has been said before, or is here twice."""
         return (
             len(set(tickets)) < len(tickets)
@@ -131,10 +138,10 @@ class Book:
         )
 
     def _let_join(self, job: Job) -> None:
-        key = (job.name, job.offered)
-        if job.offered and key not in self.merged:
+        merged = job.queue.function.merged
+        if job.offered and job.offered not in merged:
             job.uniq = job.offered
-            self.merged[key] = job
+            merged[job.uniq] = job
 
     def to_merge(self, function: Function) -> list[tuple[Job, Job]]:
         """Return pairs of a job to give up and the one to join in its place. O(jobs).
@@ -149,7 +156,7 @@ class Book:
             if job.worker is not None or job.background:
                 continue
             self._let_join(job)
-            first = self.merged[job.name, job.offered]
+            first = function.merged[job.offered]
             if first is not job and first.origin not in self.all_around(job.terms.ancestors):
                 pairs.append((job, first))
         return pairs
@@ -171,12 +178,15 @@ class Book:
 
     def join(self, job: Job, session: Session, terms: wire.SubmitJobs, ticket: int) -> None:
         """Let a submit join a live job. A ready one stands in the joiner's lane too."""
-        job.background |= terms.background
+        if terms.background:
+            job.background = True
+            session.accepted[ticket] = job.handle
+        else:
+            self.listen(job, session, ticket)
         if terms.ancestors:
             around = self.around.setdefault(job.origin, set())
             if len(around) < _MOST_AROUND:
                 around.update(terms.ancestors)
-        self._want(job, session, ticket, background=terms.background)
         if (
             terms.lane == job.lane.lane
             and session.id == job.lane.session
@@ -190,12 +200,6 @@ class Book:
             job.also[lane] = None
             if job.state == READY:
                 job.queue.push(job, *lane)
-
-    def _want(self, job: Job, session: Session, ticket: int, *, background: bool) -> None:
-        if background:
-            session.accepted[ticket] = job.handle
-        else:
-            self.listen(job, session, ticket)
 
     def listen(self, job: Job, session: Session, ticket: int) -> None:
         """Add a listener."""
@@ -264,7 +268,7 @@ class Book:
     def unmerge(self, job: Job) -> None:
         """Let nobody join this job from now on."""
         if job.uniq:
-            del self.merged[job.name, job.uniq]
+            del job.queue.function.merged[job.uniq]
             job.uniq = b""
 
     # --- jobs end ---------------------------------------------------------------------------
@@ -284,33 +288,44 @@ class Book:
     ) -> list[Told]:
         """End jobs of one queue that a worker has completed; returns what is to be told.
 
-        Each has one listener, that submitted it, and nobody else has joined or may ask for it:
-        by far the most jobs are such, so what can be done once for all is done once.
+        Nobody listens to any of them but who submitted it, if that one does, and no result lies
+        in the worker's memory: nearly all jobs are such, so what can be done once is done once.
         """
         queue = jobs[0].queue
         told: list[Told] = []
         handles: list[int] = []
         nbytes = 0
         for job, end in zip(jobs, ends, strict=True):
-            handle, ticket, session = job.handle, job.ticket, job.session
-            assert session is not None, "it has a listener"
-            handles.append(handle)
+            handle = job.handle
             del self.jobs[handle]
             del worker.held[handle]
-            del session.tickets[ticket]
-            session.untaken[ticket] = end
-            more = end.nbytes - job.nbytes
-            session.nbytes += more
-            nbytes += more
-            told.append((session, ticket, end))
+            nbytes -= job.nbytes
+            session = job.session
+            if session is not None:
+                ticket = job.ticket
+                del session.tickets[ticket]
+                session.untaken[ticket] = end
+                session.nbytes += end.nbytes - job.nbytes
+                nbytes += end.nbytes
+                told.append((session, ticket, end))
+            if job.uniq or job.background:
+                self.endings.remember(handle, Ended(now, "complete", job.name, job.uniq, end))
+                self.unmerge(job)
+                if self.around:
+                    self.around.pop(job.origin, None)
+            else:
+                handles.append(handle)
+            if job.also:
+                # As in ``forget``.
+                job.session = job.worker = None
+                job.argument = b""
             if job.terms.blobs:
                 self.blobs.release(job.terms.blobs)
         self.nbytes += nbytes
         if worker.adopted:
-            worker.adopted.difference_update(handles)
+            worker.adopted.difference_update(job.handle for job in jobs)
         queue.function.n_running -= len(jobs)
-        ended = Ended(now, "complete", queue.function.name, b"", None)
-        self.endings.remember_all(handles, ended)
+        self.endings.remember_all(handles, Ended(now, "complete", queue.function.name, b"", None))
         self.crew.count_out(queue, len(jobs))
         return told
 
@@ -394,9 +409,11 @@ class Book:
         self.endings.check()
         for handle, job in self.jobs.items():
             self._check_job(handle, job)
-        for key, job in self.merged.items():
-            assert self.jobs[job.handle] is job, "only a live job can be joined"
-            assert (job.name, job.uniq) == key, "a job is joined under its own uniq"
+        for function in self.crew.functions.values():
+            for uniq, job in function.merged.items():
+                assert self.jobs[job.handle] is job, "only a live job can be joined"
+                assert job.queue.function is function, "a job is joined in its own function"
+                assert job.uniq == uniq, "a job is joined under its own uniq"
         origins = {job.origin for job in self.jobs.values()}
         assert self.around.keys() <= origins, "only live jobs are waited for"
         nbytes = sum(job.nbytes for job in self.jobs.values())
@@ -450,4 +467,4 @@ class Book:
         for session, ticket in job.listeners:
             assert session.tickets[ticket] is job, "a job and its listeners know each other"
         if job.uniq:
-            assert self.merged[job.name, job.uniq] is job, "a job to join is found"
+            assert job.queue.function.merged[job.uniq] is job, "a job to join is found"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from jobserver.jobs import Ended, Limits
+from jobserver.jobs import Ended, Limits, Untaken
 
 
 class Endings:
@@ -48,6 +48,11 @@ class Endings:
     def of_uniq(self, function: str, uniq: bytes) -> int | None:
         """Return the handle of the newest ended job of this uniq whose result is kept."""
         return self._by_uniq.get((function, uniq))
+
+    def result_of(self, function: str, uniq: bytes) -> Untaken | None:
+        """Return the result of that job, if it is kept."""
+        handle = self._by_uniq.get((function, uniq))
+        return None if handle is None else self._ended[handle].end
 
     def forget_before(self, at: float) -> None:
         """Drop what ended before that moment."""

@@ -127,13 +127,6 @@ class Job(Struct, eq=False, gc=False):
         return first + self.others if self.others else first
 
     @property
-    def is_plain(self) -> bool:
-        """Tell whether there is nobody but the one who submitted it that may want its end."""
-        return not (
-            self.session is None or self.others or self.uniq or self.background or self.unwanted
-        )
-
-    @property
     def is_listened_to(self) -> bool:
         """Tell whether it has listeners."""
         return self.session is not None or bool(self.others)
@@ -300,7 +293,7 @@ class Worker:
 class Function:
     """A name under which work is asked for."""
 
-    __slots__ = ("merge", "n_running", "name", "queues", "seconds", "workers")
+    __slots__ = ("merge", "merged", "n_running", "name", "queues", "seconds", "workers")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -308,10 +301,11 @@ class Function:
         self.seconds: float | None = None  # running average of one job's time
         self.queues: dict[object, Queue] = {}  # needs -> queue
         self.workers: dict[Worker, None] = {}
+        self.merged: dict[bytes, Job] = {}  # uniq -> live job to join
         self.n_running = 0  # jobs of it that are assigned
 
 
-class Ended(NamedTuple):
+class Ended(Struct, eq=False, gc=False):
     """What is remembered of an ended job for a while."""
 
     at: float

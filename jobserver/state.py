@@ -482,7 +482,8 @@ class State:
             return
         needs = Needs(message.python, frozenset(message.labels))
         queue = self.crew.require_queue(message.function, needs)
-        may_merge = message.merge or queue.function.merge
+        function = queue.function
+        may_merge = message.merge or function.merge
         around: set[Origin] = set()
         if may_merge and message.ancestors:
             around = self.book.all_around(message.ancestors)
@@ -492,13 +493,11 @@ class State:
         refused: list[int] = []
         told: list[Told] = []
         progress: list[wire.JobStatus] = []
-        is_plain = not (message.not_before or self._adoptable) and not (
-            may_merge and any(spec.uniq for spec in specs)
-        )
         tickets = [spec.ticket for spec in specs]
         if (
-            is_plain
+            not (message.not_before or self._adoptable or (may_merge and message.resubmit))
             and not self.book.knows_any(session, tickets)
+            and not (may_merge and self.book.joins_any(function, [spec.uniq for spec in specs]))
             and self.book.has_room(session, wire.nbytes_of(body), len(specs))
         ):
             # All are new and alike, which is by far the most common.
@@ -520,10 +519,14 @@ class State:
                 told.append((session, ticket, session.untaken[ticket]))
                 continue
             else:
-                live = self._to_join(message, spec, around) if may_merge and spec.uniq else None
-                if isinstance(live, Untaken):
-                    told.append(self.book.keep(session, ticket, live))
-                    continue
+                live = function.merged.get(spec.uniq) if may_merge and spec.uniq else None
+                if live is not None and around and live.origin in around:
+                    live = None  # who waits inside a job for that same job waits for ever
+                elif live is None and message.resubmit and may_merge and spec.uniq:
+                    end = self.book.endings.result_of(message.function, spec.uniq)
+                    if end is not None:
+                        told.append(self.book.keep(session, ticket, end))
+                        continue
                 if live is not None:
                     self.book.join(live, session, message, ticket)
                     self.counters["merged"] += 1
@@ -556,23 +559,6 @@ class State:
             self._to_session(session, status)
         self._tell(told)
         self._wake(queue, now)
-
-    def _to_join(
-        self, terms: wire.SubmitJobs, spec: wire.JobSpec, around: set[Origin]
-    ) -> Job | Untaken | None:
-        """Return the live job to join; or, for a resubmit, the end of one that just ended.
-
-        ``around`` are the jobs that wait for what is submitted.
-        """
-        live = self.book.merged.get((terms.function, spec.uniq))
-        if live is not None:
-            # Who waits inside a job for that same job waits for ever.
-            return None if live.origin in around else live
-        if terms.resubmit:
-            handle = self.book.endings.of_uniq(terms.function, spec.uniq)
-            ended = None if handle is None else self.book.endings.get(handle)
-            return None if ended is None else ended.end
-        return None
 
     def _start(self, job: Job, now: float) -> None:
         """Let a new job stand, wait for its time, or be what a worker has been running already."""
@@ -680,7 +666,8 @@ class State:
     def _on_get_status(self, session: Session, message: wire.GetStatus) -> None:
         handle = message.handle
         if not handle:
-            job = self.book.merged.get((message.function, message.uniq))
+            function = self.crew.functions.get(message.function)
+            job = None if function is None else function.merged.get(message.uniq)
             ended = self.book.endings.of_uniq(message.function, message.uniq)
             handle = job.handle if job is not None else ended or 0
         self._to_session(session, self._status_is(message.request, handle))
@@ -961,7 +948,7 @@ class State:
             return
         seconds = message.seconds / len(message.jobs)
         lender = (worker, message.seq) if shared else None
-        alike: dict[Job, Untaken] = {}  # plain jobs of one queue, one after the other
+        alike: dict[Job, Untaken] = {}  # of one queue, one after the other
         told: list[Told] = []
         queue: Queue | None = None
         lane_id: wire.LaneId | None = None
@@ -987,7 +974,7 @@ class State:
             if lane is not None:
                 lane.n_done += n_items
             end = Untaken(common, (result,), done.nbytes + shared, lender, n_items, shared)
-            if job.is_plain and lender is None and job.worker is worker:
+            if not job.others and lender is None and job.worker is worker:
                 alike[job] = end
             else:
                 self.crew.measured(queue.function, seconds)
@@ -1001,7 +988,7 @@ class State:
             self._send(worker.peer, wire.WorkTaken([wire.Range(message.seq, 1)]))
 
     def _end_alike(self, worker: Worker, alike: dict[Job, Untaken], now: float) -> list[Told]:
-        """End plain jobs of one queue that a worker has completed, and forget which they were."""
+        """End jobs of one queue that a worker has completed, and forget which they were."""
         if not alike:
             return []
         jobs = list(alike)

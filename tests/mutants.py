@@ -202,8 +202,8 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "a job joins the one that it is inside of",
-            "return None if live.origin in around else live",
-            "return live",
+            "if live is not None and around and live.origin in around:",
+            "if False:",
         ),
         Edit("a draining server takes on jobs", "if missing or self.draining:", "if missing:"),
         Edit("a worker gets all that is ready", "1e-6)), fair, grab.n", "1e-6)), grab.n"),
@@ -283,7 +283,41 @@ EDITS: dict[str, list[Edit]] = {
     "jobserver/queues.py": [
         Edit("append for appendleft", "found.jobs.appendleft(job)", "found.jobs.append(job)"),
         Edit("lanes take no turns", "turns.rotate(-1)", "pass"),
-        Edit("a job that just fits stays", "job.nbytes > nbytes", "job.nbytes >= nbytes"),
+        Edit(
+            "a job that just fits stays",
+            "None and job.nbytes > nbytes",
+            "None and job.nbytes >= nbytes",
+        ),
+        Edit(
+            "a job that just fits does not follow",
+            "if job.nbytes > nbytes:",
+            "if job.nbytes >= nbytes:",
+        ),
+        Edit(
+            "what was popped elsewhere follows",
+            "if not job.stands_at:\n                w",
+            "if False:\n                w",
+        ),
+        Edit(
+            "a job follows one that runs only once", "may_follow = job.terms.attempts > 1", "pass"
+        ),
+        Edit(
+            "a job of another lane follows one that runs only once",
+            "and nbytes > 0 and jobs[-1].terms.attempts > 1:",
+            "and nbytes > 0:",
+        ),
+        Edit("what followed still counts as ready", "self.n_ready -= n_ready", "pass"),
+        Edit(
+            "what followed still counts at its priority", "self.ready[priority] -= n_ready", "pass"
+        ),
+        Edit("what followed leaves its lane behind", "if not waiting:", "if False:"),
+        Edit("one of several lanes gives all that follows", "if len(turns) == 1:", "if turns:"),
+        Edit("any number follows", "may_follow and len(jobs) < n and", "may_follow and"),
+        Edit(
+            "a job of two priorities that followed counts on at one",
+            "if job.stands_at == bit:",
+            "if True:",
+        ),
         Edit(
             "a job that does not fit goes",
             "if nbytes is not None and job.nbytes > nbytes:",
@@ -423,7 +457,7 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "a background submit that joins does not keep the job",
-            "job.background |= terms.background",
+            "job.background = True",
             "pass",
         ),
         Edit(
@@ -468,7 +502,7 @@ EDITS: dict[str, list[Edit]] = {
             "if job.terms.blobs:\n                self.blobs",
             "if False:\n                self.blobs",
         ),
-        Edit("what completed counts no more", "session.nbytes += more", "pass"),
+        Edit("what completed counts no more", "session.nbytes += end.nbytes - job.nbytes", "pass"),
         Edit("one ticket twice in a list is two jobs", "len(set(tickets)) < len(tickets)", "False"),
         Edit(
             "a list of which one is known is new",
@@ -495,7 +529,29 @@ EDITS: dict[str, list[Edit]] = {
             "self.nbytes -= session.nbytes\n        session",
             "session",
         ),
-        Edit("an ended job keeps its argument", 'job.argument = b""', "pass"),
+        Edit(
+            "an ended job keeps its argument",
+            'self.nbytes -= job.nbytes\n        job.argument = b""',
+            "self.nbytes -= job.nbytes",
+        ),
+        Edit("a completed job keeps its argument", "if job.also:\n", "if False:\n"),
+        Edit("one uniq twice in a list is two jobs", "len(set(given)) < len(given)", "False"),
+        Edit(
+            "a list of which one can join is new",
+            "not function.merged.keys().isdisjoint(given)",
+            "False",
+        ),
+        Edit(
+            "a completed background job is forgotten",
+            'self.endings.remember(handle, Ended(now, "complete"',
+            '(handle, Ended(now, "complete"',
+        ),
+        Edit("a completed job can be joined", "self.unmerge(job)\n                if", "if"),
+        Edit(
+            "who waited for a completed job is remembered",
+            "if self.around:\n                    self",
+            "if False:\n                    self",
+        ),
     ],
     "jobserver/blobs.py": [
         Edit("any bytes under any name", "if digest(body) != blob:", "if False:"),

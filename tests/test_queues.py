@@ -107,6 +107,76 @@ def test_jobs_of_one_lane_can_be_taken_out_of_turn(queue: Queue) -> None:
     assert [pop(queue), pop(queue)] == [1, 3]
 
 
+def more(queue: Queue, n: int, nbytes: int = 100) -> list[int]:
+    """Pop a job and what comes behind it; return the handles."""
+    first = queue.pop(NORMAL)
+    assert first is not None
+    jobs = [first]
+    queue.pop_more(jobs, NORMAL, n, nbytes)
+    queue.check()
+    return [job.handle for job in jobs]
+
+
+@pytest.mark.parametrize("lanes", [(A, A, A, A), (A, B, A, B), (A, B, B, B)])
+def test_what_follows_is_what_would_have_been_popped(lanes: tuple[LaneId, ...]) -> None:
+    one, other = (Queue(Function("f"), Needs("", frozenset())) for _ in range(2))
+    for handle, lane in enumerate(lanes, 1):
+        push(one, handle, lane)
+        push(other, handle, lane)
+    assert more(one, 3) == [pop(other) for _ in range(3)]
+    assert pop(one) == pop(other)
+    assert not one.n_ready
+
+
+def test_what_does_not_fit_does_not_follow(queue: Queue) -> None:
+    queue.push_all([a_job(queue, handle, nbytes=2) for handle in range(1, 6)], A, NORMAL)
+    assert more(queue, 10, nbytes=5) == [1, 2, 3]
+    assert more(queue, 10, nbytes=2) == [4, 5]
+
+
+def test_what_was_popped_elsewhere_does_not_follow(queue: Queue) -> None:
+    push(queue, 1, A)
+    push(queue, 2, A, B)
+    push(queue, 3, A)
+    assert queue.pop_of(B) is not None
+    assert more(queue, 10) == [1, 3]
+    assert n_entries(queue) == 0
+
+
+def test_a_job_at_two_priorities_that_follows_counts_at_neither(queue: Queue) -> None:
+    first = push(queue, 1, A)
+    both = push(queue, 2, A)
+    queue.push(both, B, LOW)
+    waiting = push(queue, 3, B, priority=LOW)
+    assert more(queue, 10) == [1, 2]
+    assert queue.first_priority() == LOW
+    assert (first.stands_at, both.stands_at) == (0, 0)
+    assert queue.ready == [0, 0, 1]
+    assert waiting.stands_at
+
+
+@pytest.mark.parametrize("lanes", [(A, A, A), (A, B, A)])
+def test_nothing_follows_a_job_that_may_run_only_once(
+    queue: Queue, lanes: tuple[LaneId, ...]
+) -> None:
+    for handle, lane in enumerate(lanes, 1):
+        job = a_job(queue, handle)
+        if handle == 2:
+            job.terms = SubmitJobs("f", [], attempts=1)
+        queue.push(job, lane, NORMAL)
+    # Of the lanes that take turns, the last job of A comes behind that of B.
+    assert more(queue, 10) == [1, 2]
+    assert more(queue, 10) == [3]
+
+
+def test_jobs_that_are_pushed_together_stand_one_behind_the_other(queue: Queue) -> None:
+    push(queue, 1, A)
+    push(queue, 2, B)
+    queue.push_all([a_job(queue, handle) for handle in (3, 4)], A, NORMAL)
+    queue.check()
+    assert [pop(queue) for _ in range(5)] == [1, 2, 3, 4, 0]
+
+
 def test_entries_of_jobs_that_are_gone_do_not_pile_up(queue: Queue) -> None:
     """Each round leaves an entry in a lane whose turn never comes."""
     waiting = push(queue, 1, C)

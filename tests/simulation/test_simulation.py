@@ -168,7 +168,8 @@ class Cluster:
         for server in sim.servers:
             book = server.state.book
             assert not book.jobs
-            assert not book.merged
+            functions = server.state.crew.functions.values()
+            assert not any(function.merged for function in functions)
             assert not book.sessions
             assert not book.nbytes
         for host in self.hosts:
