@@ -75,17 +75,47 @@ class Book:
         queue: Queue,
         terms: wire.SubmitJobs,
         lane: LaneId,
+        spec: wire.JobSpec,
+        argument: Body,
+        now: float,
+    ) -> Job:
+        """Enter a new job, of which nobody has heard. It stands nowhere yet."""
+        self._last_handle = handle = self._last_handle + 1
+        ticket, nbytes, background = spec.ticket, spec.nbytes, terms.background
+        job = Job(handle, ticket, queue, terms, lane, argument, nbytes, spec.n_items, now)
+        job.offered = spec.uniq
+        self.jobs[handle] = job
+        self.nbytes += nbytes
+        if background:
+            job.background = True
+            session.accepted[ticket] = handle
+        else:
+            job.session = session
+            session.tickets[ticket] = job
+            session.nbytes += nbytes
+        if terms.blobs:
+            self.blobs.hold(terms.blobs)
+        self.crew.count_in(queue)
+        if terms.merge or queue.function.merge:
+            self._let_join(job)
+        return job
+
+    def create_all(
+        self,
+        session: Session,
+        queue: Queue,
+        terms: wire.SubmitJobs,
+        lane: LaneId,
         specs: Sequence[wire.JobSpec],
         arguments: Sequence[Body],
         now: float,
     ) -> Sequence[Job]:
-        """Enter new jobs of one submit, of which nobody has heard. They stand nowhere yet."""
+        """Enter new jobs of one submit: the same as ``create`` of each, and cheaper."""
         first = self._last_handle + 1
         self._last_handle += len(specs)
         handles = range(first, first + len(specs))
         background = terms.background
         listener = None if background else session
-        may_merge = terms.merge or queue.function.merge
         jobs = [
             Job(
                 handle,
@@ -116,7 +146,7 @@ class Book:
             for _ in jobs:
                 self.blobs.hold(terms.blobs)
         self.crew.count_in(queue, len(jobs))
-        if may_merge:
+        if terms.merge or queue.function.merge:
             for job in jobs:
                 self._let_join(job)
         return jobs

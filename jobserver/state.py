@@ -495,13 +495,14 @@ class State:
         progress: list[wire.JobStatus] = []
         tickets = [spec.ticket for spec in specs]
         if (
-            not (message.not_before or self._adoptable or (may_merge and message.resubmit))
+            len(tickets) > 1
+            and not (message.not_before or self._adoptable or (may_merge and message.resubmit))
             and not self.book.knows_any(session, tickets)
             and not (may_merge and self.book.joins_any(function, [spec.uniq for spec in specs]))
             and self.book.has_room(session, wire.nbytes_of(body), len(specs))
         ):
             # All are new and alike, which is by far the most common.
-            jobs = self.book.create(session, queue, message, lane, specs, arguments, now)
+            jobs = self.book.create_all(session, queue, message, lane, specs, arguments, now)
             self.book.stand_all(jobs)
             handle = jobs[0].handle
             for first, n in wire.ranges(tickets):
@@ -534,9 +535,7 @@ class State:
                         progress.append(wire.JobStatus(ticket, *live.progress))
                     handle = live.handle
                 elif self.book.has_room(session, spec.nbytes):
-                    (job,) = self.book.create(
-                        session, queue, message, lane, [spec], [argument], now
-                    )
+                    job = self.book.create(session, queue, message, lane, spec, argument, now)
                     self._start(job, now)
                     handle = job.handle
                 else:
