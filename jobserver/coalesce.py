@@ -29,6 +29,9 @@ def coalesce(sends: Iterable[Send]) -> list[Send]:
 
     The order of the messages to each peer stays; nothing that is given is changed.
     """
+    sends = list(sends)
+    if len({send.peer for send in sends}) == len(sends):
+        return sends
     joined: list[Send | _Run] = []
     last: dict[bytes, _Run] = {}  # peer -> the run at the end of what it gets
     for send in sends:

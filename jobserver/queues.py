@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobserver.protocol import N_PRIORITIES, LaneId
@@ -40,6 +41,12 @@ class Needs(NamedTuple):
     def met_by(self, worker: Worker) -> bool:
         """Tell whether this worker will do."""
         return (not self.python or self.python == worker.python) and self.labels <= worker.labels
+
+
+@lru_cache(maxsize=256)
+def needs_of(python: str, labels: tuple[str, ...]) -> Needs:
+    """Return the needs that a client has said."""
+    return Needs(python, frozenset(labels))
 
 
 class Lane:

@@ -51,7 +51,7 @@ from jobserver.jobs import (
     Worker,
 )
 from jobserver.protocol import Body, Message, Origin
-from jobserver.queues import Needs, Queue
+from jobserver.queues import Queue, needs_of
 from jobserver.roster import Roster
 from jobserver.status import show
 
@@ -106,7 +106,7 @@ class State:
     ) -> list[Send]:
         """Take in a message of a peer. Cost: O(entries of its list), or O(abilities)."""
         try:
-            if isinstance(message, wire.Hello):
+            if type(message) is wire.Hello:
                 self._on_hello(peer, message, now)
             elif (who := self.roster.peers.get(peer)) is None:
                 raise wire.Malformed("hello_first", "say Hello first: I do not know you")
@@ -227,10 +227,9 @@ class State:
         self, who: Peer, message: Message, bodies: tuple[Body, ...], now: float
     ) -> None:
         self.roster.heard(who, now)
-        if isinstance(message, wire.Heartbeat):
-            return
-        if isinstance(message, wire.Goodbye):
-            self._on_goodbye(who, now)
+        if type(message) in wire.ANY_ROLE:
+            if isinstance(message, wire.Goodbye):
+                self._on_goodbye(who, now)
             return
         match who:
             case Session():
@@ -480,8 +479,7 @@ class State:
                 refusal = _refusal(tickets, "draining", "I am leaving")
             self._to_session(session, refusal)
             return
-        needs = Needs(message.python, frozenset(message.labels))
-        queue = self.crew.require_queue(message.function, needs)
+        queue = self.crew.require_queue(message.function, needs_of(message.python, message.labels))
         function = queue.function
         may_merge = message.merge or function.merge
         around: set[Origin] = set()
@@ -692,7 +690,7 @@ class State:
     def _on_count_workers(self, session: Session, message: wire.CountWorkers) -> None:
         function = self.crew.functions.get(message.function)
         having = [] if function is None else list(function.workers)
-        needs = Needs(message.python, frozenset(message.labels))
+        needs = needs_of(message.python, message.labels)
         n_workers = sum(map(needs.met_by, having))
         answer = wire.WorkersAre(
             message.request,
@@ -961,7 +959,8 @@ class State:
                 self.counters["late"] += 1
                 continue
             if job.queue is not queue:
-                told += self._end_alike(worker, alike, now)
+                if alike:
+                    told += self._end_alike(worker, alike, now)
                 queue = job.queue
                 common = wire.JobComplete([], seconds, worker.host, len(queue.workers))
             if job.lane is not lane_id:
@@ -978,9 +977,11 @@ class State:
             else:
                 self.crew.measured(queue.function, seconds)
                 worker.n_done += 1
-                told += self._end_alike(worker, alike, now)
+                if alike:
+                    told += self._end_alike(worker, alike, now)
                 told += self.book.end(job, "complete", end, now)
-        told += self._end_alike(worker, alike, now)
+        if alike:
+            told += self._end_alike(worker, alike, now)
         self._tell_together(told)
         self._accept_work(worker, message.seq)
         if shared and message.seq not in worker.lent:
@@ -988,8 +989,6 @@ class State:
 
     def _end_alike(self, worker: Worker, alike: dict[Job, Untaken], now: float) -> list[Told]:
         """End jobs of one queue that a worker has completed, and forget which they were."""
-        if not alike:
-            return []
         jobs = list(alike)
         common = alike[jobs[0]].message
         assert isinstance(common, wire.JobComplete), "it has a result"

@@ -457,8 +457,8 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "a background submit that joins does not keep the job",
-            "job.background = True",
-            "pass",
+            "job.background = True\n            session.accepted[ticket] = job.handle",
+            "session.accepted[ticket] = job.handle",
         ),
         Edit(
             "a joined job stands in its first lane only",

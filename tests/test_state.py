@@ -510,6 +510,19 @@ def test_who_waits_for_a_joined_job_is_forgotten_when_it_ends(net: Net) -> None:
     net.state.check()
 
 
+def test_who_waited_for_a_joined_job_and_left_is_forgotten_when_it_ends(net: Net) -> None:
+    first, inner, worker = Client(net), Client(net, 2), Worker(net, "f")
+    outer = wire.Origin(inner.session, 77)
+    handle = first.submitted(uniq=b"u", merge=True)
+    inner.submitted(uniq=b"u", merge=True, ancestors=(outer,))
+    inner.say(wire.CancelJobs([wire.Range(1, 1)]))
+    inner.take(wire.JobFail)
+    worker.grab()
+    worker.complete(handle, b"r")
+    first.result()
+    net.state.check()
+
+
 def test_a_resubmit_joins_a_merged_job_that_has_just_ended(net: Net) -> None:
     one, two, worker = Client(net), Client(net, 2), Worker(net, "f")
     handle = one.submitted(uniq=b"u", merge=True)
