@@ -95,7 +95,7 @@ TAKE_PAUSE: Final = 0.02
 """Seconds that an acknowledgement of results waits for something else to go with."""
 MAX_TAKEN: Final = 512
 """So many results are acknowledged at once."""
-RUN: Final = 64
+RUN: Final = 256
 """So many tickets in a row go to the same server: they share a message."""
 FIRST_UNSHARED: Final = 30.0
 LAST_UNSHARED: Final = 3600.0
@@ -358,30 +358,36 @@ class ClientState:
 
     def next_deadline(self) -> float | None:
         """Return when ``on_tick`` next has something to do."""
-        found: list[float] = []
+        first = math.inf
+        is_up = False
         for server in self.servers:
-            if server.status == "down":
-                if server.attached:
-                    found.append(server.since + PATIENCE)
-                continue
-            found.append(self._lost_at(server))
-            if server.status == "up":
-                found.append(server.beat_at)
-                if server.take_at:
-                    found.append(server.take_at)
-                if server.queues and server.paused_until:
-                    found.append(server.paused_until)
+            status = server.status
+            if status == "up":
+                is_up = True
+                first = min(first, self._lost_at(server), server.beat_at)
+                if server.take_at and server.take_at < first:
+                    first = server.take_at
+                if server.queues and server.paused_until and server.paused_until < first:
+                    first = server.paused_until
+            elif status != "down":
+                first = min(first, self._lost_at(server))
+            elif server.attached:
+                first = min(first, server.since + PATIENCE)
         for terms in self._terms:
-            found.append(terms.probe_at)
-            if terms.retry_at:
-                found.append(terms.retry_at)
-            if not self._is_up():
-                found.append(self._alone_since + self._bound(terms))
-        return min(found, default=None)
+            if terms.probe_at < first:
+                first = terms.probe_at
+            if terms.retry_at and terms.retry_at < first:
+                first = terms.retry_at
+            if not is_up:
+                first = min(first, self._alone_since + self._bound(terms))
+        return None if first == math.inf else first
 
     def flush(self, now: float) -> list[Send]:
         """Return all that is to be said now, in order for each server."""
-        self._move()
+        for server in self.servers:
+            if server.draining or server.status not in ("up", "broken"):
+                self._move()
+                break
         if self._homeless:
             self._route()
         sends: list[Send] = []
@@ -438,18 +444,22 @@ class ClientState:
         if not candidates:
             return
         names = [server.where for server in candidates]
+        only = candidates[0] if len(candidates) == 1 else None
         homeless, self._homeless = self._homeless, deque()
+        last: tuple[Server, Terms] | None = None
+        queue: deque[Ticket] = deque()
         for ticket in homeless:
             if ticket.stage == ENDED:
                 continue
             if isinstance(ticket, Attached):
                 self._place_attached(ticket)
                 continue
-            server = self._choose(ticket, candidates, names)
+            server = only or self._choose(ticket, candidates, names)
             ticket.server = server
-            queue = server.queues.get(ticket.terms)
-            if queue is None:
-                queue = server.queues[ticket.terms] = deque()
+            terms = ticket.terms
+            if last is None or last[0] is not server or last[1] is not terms:
+                last = server, terms
+                queue = server.queues.setdefault(terms, deque())
             queue.append(ticket)
 
     def _choose(self, ticket: Ticket, candidates: list[Server], names: list[str]) -> Server:
@@ -728,6 +738,7 @@ class ClientState:
         cost = message.seconds / max(1, sum([job.n_items for job in jobs]))
         host, n_workers = message.host, message.n_workers
         tickets, events, taken = self.tickets, self._events, server.taken
+        last: Terms | None = None
         for job, part in zip(jobs, parts, strict=True):
             number = job.ticket
             taken.append(number)
@@ -737,12 +748,14 @@ class ClientState:
                 server.cancelling.discard(number)
                 continue
             terms = ticket.terms
-            if not terms.stuck:
-                terms.probe_at = now + QUIET
-            if n_workers:  # it is not said of a result that is said again
-                if not terms.n_workers or terms.absence is not None:
-                    self._meet(terms)
-                terms.n_workers = n_workers
+            if terms is not last:
+                last = terms
+                if not terms.stuck:
+                    terms.probe_at = now + QUIET
+                if n_workers:  # it is not said of a result that is said again
+                    if not terms.n_workers or terms.absence is not None:
+                        self._meet(terms)
+                    terms.n_workers = n_workers
             self._end(ticket, server)
             n_items = job.n_items
             events.append(
@@ -794,7 +807,11 @@ class ClientState:
         server.pause = 0.0
         where = server.where
         tickets = self.tickets
-        for first, n, handle in [(a.ticket, a.n, a.handle) for a in message.jobs]:
+        n_workers = message.n_workers
+        last: Terms | None = None
+        for accepted in message.jobs:
+            first, n = accepted.ticket, accepted.n
+            offset = accepted.handle - first
             for number in self._numbers(wire.Range(first, n)):
                 ticket = tickets.get(number)
                 if ticket is None:
@@ -806,14 +823,16 @@ class ClientState:
                     continue
                 ticket.stage = ACCEPTED
                 ticket.where = where
-                ticket.handle = handle + number - first
+                ticket.handle = offset + number
                 terms = ticket.terms
-                if message.n_workers and (not terms.n_workers or terms.absence is not None):
-                    self._meet(terms)
-                terms.n_workers = message.n_workers
-                terms.no_room_since = 0.0
-                if not message.n_workers:
-                    terms.stuck = True
+                if terms is not last:
+                    last = terms
+                    if n_workers and (not terms.n_workers or terms.absence is not None):
+                        self._meet(terms)
+                    terms.n_workers = n_workers
+                    terms.no_room_since = 0.0
+                    if not n_workers:
+                        terms.stuck = True
                 if terms.background:
                     del tickets[number]
                     self._end(ticket, server)

@@ -123,7 +123,8 @@ class Connection:
         self._lanes_of: dict[wire.Origin, int] = {}  # job that runs, or did -> its lane
         self._lock = threading.Lock()  # whoever holds it drives
         # Of all jobs: a lock and a queue for each would cost as much as all else about a job.
-        self.condition = threading.Condition()
+        self.ending = threading.RLock()
+        self.condition = threading.Condition(self.ending)
         self._driver = 0  # the thread that does; 0: none
         self._inbox: deque[Ticket | Command] = deque()
         self._events: deque[Event] = deque()  # to be told
@@ -391,10 +392,11 @@ class Connection:
 
     def _take_inbox(self, now: float) -> None:
         inbox, state = self._inbox, self._state
+        submit = state.submit
         while inbox:
             item = inbox.popleft()
             if isinstance(item, Ticket):
-                state.submit(item, now)
+                submit(item, now)
             else:
                 self._events.extend(item(state, now))
 
@@ -494,17 +496,16 @@ class Connection:
         events = self._events
         while events:
             event = events.popleft()
-            match event:
-                case NoWorkers():
-                    self._warn(event)
-                case Complaint(address, text):
-                    logger.warning("%s: %s", address, text)
-                case _:
-                    try:
-                        event.owner.hear(event)
-                    except BaseException:  # an interrupt; whoever hears it twice knows it
-                        events.appendleft(event)
-                        raise
+            if isinstance(event, NoWorkers):
+                self._warn(event)
+            elif isinstance(event, Complaint):
+                logger.warning("%s: %s", event.address, event.text)
+            else:
+                try:
+                    event.owner.hear(event)
+                except BaseException:  # an interrupt; whoever hears it twice knows it
+                    events.appendleft(event)
+                    raise
 
     def _warn(self, event: NoWorkers) -> None:
         needs = event.terms.needs

@@ -155,6 +155,8 @@ class Job(Future[T]):
         """
         if self._state not in _ENDED:
             self._wait(timeout)
+        if self._state is _FINISHED and self._exception is None:
+            return cast(T, self._result)
         return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -241,7 +243,7 @@ class Job(Future[T]):
         """Take an event of its ticket."""
         if isinstance(event, Completed):
             event.ticket.owner = NOBODY  # or the two would wait for the garbage collector
-            if self.done():
+            if self._state in _ENDED:
                 return
             try:
                 value = _joined(event.result) if self._raw else work.load_result(event.result)
@@ -272,10 +274,21 @@ class Job(Future[T]):
                 self._news.append(Warning(_joined(event.body).decode(errors="replace")))
 
     def _succeed(self, value: Any) -> None:
-        try:
-            self.set_result(value)
-        except futures.InvalidStateError:
-            return  # it was cancelled at this very moment
+        """Do as ``set_result`` does, which tells those who wait, without the cost if nobody does.
+
+        Nobody sleeps on the condition but who calls a method of Future itself.
+        """
+        with self._connection.ending:
+            if self._state in _ENDED:
+                return  # it was cancelled at this very moment
+            self._result = value
+            self._state = _FINISHED
+            for waiter in self._waiters:
+                waiter.add_result(self)
+            if self._condition._waiters:  # type: ignore[attr-defined]
+                self._condition.notify_all()
+        if self._done_callbacks:
+            self._invoke_callbacks()  # type: ignore[attr-defined]
 
     def _fail(self, error: BaseException) -> None:
         try:
