@@ -10,15 +10,16 @@ messages, under ``_lock``, and so a result needs no hand-over between threads::
                             |          v          |
                             |         links to the servers
 
-* A thread that waits takes the lock if it is free and drives until what it waits for is there. It
-  polls without sleeping for SPIN seconds at most, since a result that is on its way comes sooner
-  than a thread wakes up; then it blocks.
+* A thread that waits takes the lock if it is free and drives until what it waits for is there.
+  Where there are cores to spare, it polls without sleeping for SPIN seconds at most, since a result
+  that is on its way comes sooner than a thread wakes up; then it blocks.
 * Other threads that wait meanwhile sleep. The driver wakes those whose results have come, and when
   it leaves, one more, to drive in its place.
 * A submit drives for one turn if nobody else does, and not more often than PUSH_PAUSE: what is
   submitted in between goes together.
 * A background thread drives when nobody waits, but only if nobody has driven for HAND_OVER
-  seconds: a loop of submits and results never hands over to it. It also says the heartbeats.
+  seconds: a loop of submits and results never hands over to it. While there are turns it looks
+  again after as long, and nobody has to wake it. It also says the heartbeats.
 
 A driver may be interrupted (Ctrl-C) at any step. If that was between two steps that belong
 together, the connection is torn: it ends, with all that was under way, and its client makes a new
@@ -45,6 +46,7 @@ import zmq
 
 from dmap import registry, shared
 from dmap.client_state import ClientState
+from dmap.cores import n_cores
 from dmap.errors import DmapError
 from dmap.link import Connected, Disconnected, Received, ServerLink
 from dmap.tickets import Answered, Complaint, Event, Needs, NoWorkers, Question, Send, Ticket
@@ -61,6 +63,10 @@ logger = logging.getLogger(__name__)
 
 SPIN: Final = 200e-6
 """Seconds without sleep: there and back takes some 120 us, and a thread wakes up in another 100."""
+MIN_SPIN_CORES: Final = 4
+"""With fewer, whoever polls without sleep takes a core from the server and the worker."""
+MAX_SPIN_PAUSE: Final = 256
+"""So many waits block at once after others polled in vain; doubled up to this each time."""
 PUSH_PAUSE: Final = 0.001
 HAND_OVER: Final = 0.002
 LINGER: Final = 0.2
@@ -133,8 +139,11 @@ class Connection:
         self._ready: dict[Any, int] | None = None  # what the last sleep found
         self._tick_at = 0.0
         self._pushed_at = 0.0
+        self._is_registered = True  # the poller looks for nothing to send on any link
         self._n_turns = 0
-        self._last_wait = 0.0  # seconds that the last wait took
+        self._may_spin = n_cores() >= MIN_SPIN_CORES
+        self._spin_pause = 0  # waits that do not poll first, after the last one that did in vain
+        self._n_spinless = 0  # of these, how many are still to come
         self._warned: dict[Needs, float] = {}  # needs -> when
         self._closing = False
         self._alert = threading.Event()  # something is under way, and perhaps nobody drives
@@ -276,9 +285,15 @@ class Connection:
             return
         while not done() and self._links and time.monotonic() < deadline:
             if self._lock.acquire(blocking=False):
-                self._drive_locked(done, deadline, spin=self._last_wait <= 2 * SPIN)
+                self._drive_locked(done, deadline, spin=self._may_spin and self._is_spin_due())
             else:
                 self._follow(done, deadline)
+
+    def _is_spin_due(self) -> bool:
+        if self._n_spinless:
+            self._n_spinless -= 1
+            return False
+        return True
 
     def _drive_locked(self, done: Callable[[], bool], deadline: float, *, spin: bool) -> None:
         """Drive, holding the lock, and give it up."""
@@ -318,24 +333,31 @@ class Connection:
 
     def _drive(self, done: Callable[[], bool], deadline: float, *, spin: bool) -> None:
         """Take turns until something has happened, or the time is over."""
-        began = now = time.monotonic()
-        spin_until = began + SPIN if spin else began
+        now = time.monotonic()
+        spin_until = now + SPIN if spin else 0.0
+        # What there is to say goes out first; who goes to sleep then sees what has come.
+        look = spin or now >= deadline or not self._inbox
         while True:
-            if self._turn(now):
+            if self._turn(now, look) and self._followers:
                 self._wake_followers()
             if done():
+                if spin_until:
+                    self._spin_pause = 0
                 break
             if not self._links:
                 return
-            now = time.monotonic()
-            if now >= deadline:
+            if look and now >= deadline:
                 break
             if now >= spin_until:
+                if spin_until:
+                    spin_until = 0.0
+                    self._spin_pause = min(2 * self._spin_pause or 1, MAX_SPIN_PAUSE)
+                    self._n_spinless = self._spin_pause
                 self._block(min(deadline, self._tick_at) - now)
-                now = time.monotonic()
+            now = time.monotonic()
+            look = True
         if self._inbox:  # from callbacks
             self._turn(now)
-        self._last_wait = time.monotonic() - began
 
     def _wake_followers(self) -> None:
         for event, done in list(self._followers.items()):
@@ -358,8 +380,12 @@ class Connection:
             self._is_sent_off = True
             self._wake()
 
-    def _turn(self, now: float) -> bool:
+    def _turn(self, now: float, look: bool = True) -> bool:
         """Move what there is to move, without waiting; return whether anything came in.
+
+        Args:
+            now: The time.
+            look: Whether to see what has come; otherwise only what callers want goes out.
 
         Raises:
             BaseException: an interrupt; the connection is torn.
@@ -374,13 +400,15 @@ class Connection:
             if said:
                 self._take_inbox(now)
                 self._flush(now)
-            came = self._receive(now)
-            if now >= self._tick_at and not came:
+            came = look and self._receive(now)
+            if look and now >= self._tick_at and not came:
                 # Everything that had arrived was taken, so silence is silence.
                 self._events.extend(state.on_tick(now))
                 said = True
-            if came or said:
                 self._flush(now)
+            elif came:
+                self._flush(now)
+            if came or said:
                 self._tick_at = state.next_deadline() or math.inf
         except BaseException:
             self._tear()
@@ -423,6 +451,7 @@ class Connection:
         """Take in what the links have; return whether there was anything."""
         ready, self._ready = self._ready, None
         if ready is None:
+            self._register()
             ready = dict(self._poller.poll(0))
         came = False
         for index, link in enumerate(self._links):
@@ -476,14 +505,24 @@ class Connection:
             # Whoever puts something there and does not see us blocked has done so before this.
             if self._inbox:
                 return
-            for link in self._links:
-                link.register(self._poller)
+            self._register()
             ms = None if seconds == math.inf else max(0, math.ceil(seconds * 1000))
             self._ready = dict(self._poller.poll(ms))
         finally:
             self._is_blocked = False
         if self._wake_fd in self._ready:
             os.read(self._wake_fd, 4096)
+
+    def _register(self) -> None:
+        """Have the poller look for room in the sockets of those links that need some."""
+        waiting = False
+        for link in self._links:
+            if not link.idle:
+                waiting = True
+        if waiting or not self._is_registered:
+            for link in self._links:
+                link.register(self._poller)
+            self._is_registered = not waiting
 
     def _wake(self) -> None:
         try:
@@ -525,14 +564,13 @@ class Connection:
             n_turns = self._n_turns
             if is_alert and not self._hurry:
                 time.sleep(HAND_OVER)
+                if n_turns != self._n_turns and not self._hurry and not self._closing:
+                    continue  # the alert stays, and costs nobody another wake
             # In this order: who drives now and leaves later must find it cleared.
             self._alert.clear()
-            hurry, self._hurry = self._hurry, False
+            self._hurry = False
             self._is_sent_off = False
-            if n_turns != self._n_turns and not hurry:
-                if self._inbox or self._state.tickets:
-                    self._alert.set()
-            elif self._lock.acquire(blocking=False):
+            if self._lock.acquire(blocking=False):
                 try:
                     self._drive_locked(self._nothing_to_do, math.inf, spin=False)
                 except Exception:  # the top of a driver

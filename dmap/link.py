@@ -23,9 +23,9 @@ What holds:
 * Nothing that came on an earlier connection is told after its ``Disconnected``: at a Hello,
   what was not told is lost for good.
 * What was sent shortly before a ``Disconnected`` may or may not have arrived.
-* A connection may break and come back while nobody looks. ``send`` looks first; in the gap that
-  remains, a server answers what it gets ahead of a Hello with ``Error("hello_first")``: then say
-  Hello, as on ``Connected``.
+* A connection may break and come back while nobody looks. ``send`` looks first, once in LOOK_PAUSE;
+  in the gap that remains, a server answers what it gets ahead of a Hello with
+  ``Error("hello_first")``: then say Hello, as on ``Connected``.
 
 A link belongs to one thread at a time, and to the process that made it.
 """
@@ -36,7 +36,7 @@ import logging
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 import zmq
@@ -46,6 +46,7 @@ from jobserver.protocol import (
     MAX_FRAME_NBYTES,
     MAX_FRAMES,
     Body,
+    Buffer,
     Hello,
     Malformed,
     Message,
@@ -69,7 +70,19 @@ MAX_OUTBOX_NBYTES: Final = 64 * 2**20
 MAX_EVENTS: Final = 1000
 """Of the monitor, read in one turn."""
 
-_POLLIN: Final = int(zmq.POLLIN)  # plain: an enum costs a microsecond a send
+LOOK_PAUSE: Final = 0.001
+"""Seconds between two looks of sends at the monitor, each of which asks the kernel."""
+
+# Plain numbers and the methods below pyzmq's own: its enums and checks cost 3 us a message.
+_POLLIN: Final = int(zmq.POLLIN)
+_EVENTS: Final = int(zmq.EVENTS)
+_RCVMORE: Final = int(zmq.RCVMORE)
+_DONTWAIT: Final = int(zmq.DONTWAIT)
+_MORE: Final = int(zmq.DONTWAIT | zmq.SNDMORE)
+_get: Final = cast("Callable[[Socket[bytes], int], int]", zmq.backend.Socket.get)
+_send: Final[Callable[[Socket[bytes], Buffer, int], None]] = zmq.backend.Socket.send
+_recv: Final[Callable[[Socket[bytes], int], bytes]] = zmq.backend.Socket.recv
+
 _MONITORED: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 _MONITOR_EVENT: Final = struct.Struct("=Hi")
 
@@ -116,6 +129,7 @@ class ServerLink:
         self.connected = False
         self.heard_at = time.monotonic()
         self._up = False  # what the monitor said last; ``connected`` follows when it is told
+        self._looked_at = 0.0  # when a send last looked at the monitor
         self._transfers = Link(MAX_INCOMING_NBYTES)
         self._outbox: deque[Frames] = deque()
         self._outbox_nbytes = 0
@@ -178,7 +192,10 @@ class ServerLink:
             new one, or the outbox is full (then ``connected`` is true and ``has_events`` false,
             and a later ``receive`` or ``flush`` makes room).
         """
-        self._watch()
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_PAUSE or not self.connected:
+            self._looked_at = now
+            self._watch()
         if not self.connected or self._seen:
             return False
         if self._full:
@@ -187,9 +204,11 @@ class ServerLink:
                 return False
         if type(message) is Hello:
             self._transfers.forget()  # as the server does; what was not acknowledged goes again
-        self._post(self._transfers.outgoing(message, bodies))
-        if not more:
-            self.flush()
+        messages = self._transfers.outgoing(message, bodies)
+        if more or self._outbox or len(messages) != 1 or not self._send(messages[0]):
+            self._post(messages)
+            if not more:
+                self.flush()
         return True
 
     def receive(self, max_messages: int = 500) -> list[Event]:
@@ -199,10 +218,13 @@ class ServerLink:
         connection lasts.
         """
         self._watch()
-        events: list[Event] = [*self._seen, *self._read(max_messages)]
-        self._seen.clear()
+        events: list[Event] = self._read(max_messages)
+        if self._seen:
+            events[:0] = self._seen
+            self._seen.clear()
         self.connected = self._up
-        self.flush()
+        if self._outbox:
+            self.flush()
         return events
 
     def flush(self) -> None:
@@ -210,9 +232,7 @@ class ServerLink:
         outbox = self._outbox
         while outbox:
             frames, n = (outbox[0], 1) if len(outbox) == 1 else fold(outbox)
-            try:
-                self.socket.send_multipart(frames, zmq.DONTWAIT)
-            except zmq.Again:
+            if not self._send(frames):
                 return
             for _ in range(n):
                 self._outbox_nbytes -= sum(map(len, outbox.popleft()))
@@ -237,7 +257,7 @@ class ServerLink:
     def _watch(self) -> None:
         """Note in ``_seen`` that the connection came or went, behind what was received on it."""
         for _ in range(MAX_EVENTS):
-            if not cast(int, self.monitor.getsockopt(zmq.EVENTS)) & _POLLIN:
+            if not _get(self.monitor, _EVENTS) & _POLLIN:
                 return
             event = self.monitor.recv_multipart(zmq.DONTWAIT)[0]
             is_up = _MONITOR_EVENT.unpack(event)[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -254,41 +274,63 @@ class ServerLink:
                 self._up = True
                 self._seen.append(CONNECTED)
 
-    def _read(self, max_messages: int | None) -> Iterator[Received | Returned]:
-        """Yield what lies in the socket, all of it (None) or some of it."""
+    def _send(self, frames: Frames) -> bool:
+        """Hand one message to libzmq, if it takes it now."""
+        socket = self.socket
+        last = len(frames) - 1
+        try:
+            for number, frame in enumerate(frames):
+                _send(socket, frame, _MORE if number < last else _DONTWAIT)
+        except zmq.Again:
+            return False  # at the first one: libzmq takes all of a message or none
+        return True
+
+    def _read(self, max_messages: int | None) -> list[Event]:
+        """Return what lies in the socket, all of it (None) or some of it."""
+        events: list[Event] = []
+        socket = self.socket
         n_read = 0
         while max_messages is None or n_read < max_messages:
+            # One is the rule, and to ask for another costs twice as much as to ask whether it is
+            # there.
+            if n_read == 1 and not _get(socket, _EVENTS) & _POLLIN:
+                break
             try:
-                frames = self.socket.recv_multipart(zmq.DONTWAIT)
+                frames = [_recv(socket, _DONTWAIT)]
+                while _get(socket, _RCVMORE):
+                    frames.append(_recv(socket, _DONTWAIT))
             except zmq.Again:
                 break
             n_read += 1
             try:
-                yield from self._open(frames)
+                self._open(frames, events)
             except Malformed as error:
                 logger.warning("%s sent what makes no sense: %s", self.endpoint, error)
         if n_read:
             self.heard_at = time.monotonic()
+        return events
 
-    def _open(self, frames: list[bytes]) -> Iterator[Received | Returned]:
+    def _open(self, frames: list[bytes], events: list[Event]) -> None:
         if len(frames) > MAX_FRAMES:
             raise Malformed("bad_frame", f"{len(frames)} frames")
         message = decode_to_peer(frames[0])
         bodies = tuple(frames[1:])
         if type(message) is not Together:
-            yield from self._take(message, bodies)
+            self._take(message, bodies, events)
             return
         for inner, inner_bodies in unfold(message, bodies, decode_to_peer):
-            yield from self._take(inner, inner_bodies)
+            self._take(inner, inner_bodies, events)
 
-    def _take(self, message: Message, bodies: tuple[Body, ...]) -> list[Received | Returned]:
+    def _take(self, message: Message, bodies: tuple[Body, ...], events: list[Event]) -> None:
         if type(message) not in TRANSFERS:
-            return [Received(message, bodies)]
+            events.append(Received(message, bodies))
+            return
         whole, answers = self._transfers.incoming(message, bodies)
         if self._up:
             self._post(answers)
             self.flush()
-        return [*(Received(*one) for one in whole), *self._transfers.take_returned()]
+        events += [Received(*one) for one in whole]
+        events += self._transfers.take_returned()
 
     def _post(self, messages: list[Frames]) -> None:
         for frames in messages:
