@@ -43,7 +43,7 @@ from math import ceil, inf
 from typing import Literal
 
 # Seconds of work in a chunk. Where client and server share two cores with the workers, each chunk
-# takes more than a millisecond from these: their caches are cold each time.
+# takes more than a millisecond from these, some ten times what it takes in a row.
 TARGET = 0.1
 OVERRUN = 0.2  # seconds after which a chunk that the sizer had meant for less comes home in part
 FLOOR = 0.004  # seconds of work in a chunk, where an even share of the rest is as much
