@@ -48,13 +48,15 @@ class Simulation:
 
     Args:
         seed: of chance.
-        check_every: so many turns of one state from one check() of it to the next.
+        check_every: so many turns of one state from one check() of it to the next; a worker is
+            looked at 20 times as often.
     """
 
     def __init__(self, seed: int, *, check_every: int = 1, limits: Limits | None = None) -> None:
         self.random = random.Random(seed)
         self.now = 1000.0
         self.check_every = check_every
+        self.check_workers_every = max(1, check_every // 20)
         self.limits = limits or Limits()
         self.counts: Counter[str] = Counter()  # of what happened
         self.runs: Counter[str] = Counter()  # argument -> runs begun

@@ -241,6 +241,7 @@ class Child(Peer):
         self._has_ended_claim = False
         self._oldest_result = 0.0
         self._n_started = 0
+        self._n_turns = 0
         self._leave_at = math.inf
         self._wakes_at = math.inf
 
@@ -277,7 +278,9 @@ class Child(Peer):
                 return
         self._report()
         self.send_all(state.seek(now))
-        state.check()
+        self._n_turns += 1
+        if self._n_turns % self.sim.check_workers_every == 0:
+            state.check()
         if state.draining and (state.drained or now >= self._leave_at):
             self.send_all(state.goodbye())
             self.sim.after(0.05, self.host.bury, self, "exit code 0")

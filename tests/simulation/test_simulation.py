@@ -257,7 +257,7 @@ def ask_all(cluster: Cluster, name: str) -> list[Call]:
     return calls
 
 
-def test_ten_thousand_workers_do_fifty_thousand_jobs_through_losses() -> None:
+def test_ten_thousand_workers_do_thirty_thousand_jobs_through_losses() -> None:
     cluster = Cluster(1, hosts=100, children=100, clients=20, check_every=100_000)
     sim = cluster.sim
     for server in sim.servers:
@@ -265,7 +265,7 @@ def test_ten_thousand_workers_do_fifty_thousand_jobs_through_losses() -> None:
         server.state.check()
     calls = [client.call(Terms("h", lane=client.open_lane())) for client in cluster.clients]
     for call in calls:
-        for _ in range(2500):
+        for _ in range(1500):
             call.add(1)
     sim.run(0.5)
     assert sum(child.is_busy for child in cluster.children()) > 9000
@@ -283,4 +283,4 @@ def test_ten_thousand_workers_do_fifty_thousand_jobs_through_losses() -> None:
     for server in sim.servers:
         server.state.check()
     cluster.finish()
-    assert sum(sim.runs.values()) < 70_000
+    assert sum(sim.runs.values()) < 42_000
