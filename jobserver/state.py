@@ -706,12 +706,14 @@ class State:
     def _on_grab_jobs(self, worker: Worker, message: wire.GrabJobs, now: float) -> None:
         slept = worker.sleep != "awake"
         worker.grab = None
-        self.crew.set_sleep(worker, "awake", now)
+        if slept:
+            self.crew.set_sleep(worker, "awake", now)
         lane: wire.LaneId | None = None
         if message.lanes:
             jobs, lane = self._take_of_lanes(worker, message)
         else:
-            self._settle_adopted(worker, now)
+            if worker.adopted or self._adoptable:
+                self._settle_adopted(worker, now)
             jobs = self._take(worker, message)
         if jobs:
             self._assign(worker, jobs, now, lane)
@@ -752,7 +754,7 @@ class State:
         assert first is not None, "a queue that counts a ready job has one"
         jobs = [first]
         seconds = queue.function.seconds
-        if seconds is not None:
+        if seconds is not None and grab.n > 1 and queue.n_ready:
             # Its fair share of what is ready, so that the others find something too.
             fair = -(-(queue.n_ready + 1) // len(queue.workers))
             n = min(int(_SHORT / max(seconds, 1e-6)), fair, grab.n, _MAX_ASSIGNED)
