@@ -288,6 +288,14 @@ class Connection:
                 self._drive_locked(done, deadline, spin=self._may_spin and self._is_spin_due())
             else:
                 self._follow(done, deadline)
+        if not self._links and not done():
+            # Whoever ended the connection said so last, and a submit may have come behind that.
+            with self._lock:
+                self._driver = threading.get_ident()
+                try:
+                    self._end_all("closed", "this client was closed")
+                finally:
+                    self._driver = 0
 
     def _is_spin_due(self) -> bool:
         if self._n_spinless:

@@ -294,6 +294,16 @@ def test_what_is_submitted_after_the_end_ends_at_once(
         submit(connection).result(60)
 
 
+def test_what_was_submitted_while_it_ended_ends_when_somebody_waits(
+    server: FakeServer, connection: Connection
+) -> None:
+    connection.close()
+    job: Job[Any] = Job(connection)
+    job._ticket = Ticket(connection.next_number(), TERMS, b"x", job)
+    connection._inbox.append(job._ticket)  # as a submit does that finds another thread driving
+    assert isinstance(job.exception(), JobCancelled)
+
+
 def test_a_large_argument_goes_in_pieces(server: FakeServer, connection: Connection) -> None:
     argument = bytes(20_000_000)
     job = submit(connection, argument)
