@@ -35,7 +35,7 @@ def coalesce(sends: Iterable[Send]) -> list[Send]:
     joined: list[Send | _Run] = []
     last: dict[bytes, _Run] = {}  # peer -> the run at the end of what it gets
     for send in sends:
-        peer, message, bodies, _ = send
+        peer, message, bodies = send.peer, send.message, send.bodies
         run = last.get(peer)
         if isinstance(message, JobComplete) and message.jobs[0].shared:
             last.pop(peer, None)  # it goes alone
@@ -89,7 +89,7 @@ class _Run:
 
 def _join_accepted(sends: list[Send]) -> Send:
     seqs: list[Range] = []
-    for _, message, _, _ in sends:
+    for message in (send.message for send in sends):
         assert isinstance(message, WorkAccepted)
         for seq in message.seqs:
             if seqs and seqs[-1].first + seqs[-1].n == seq.first:
@@ -103,10 +103,11 @@ def _join_complete(sends: list[Send]) -> Send:
     jobs: list[Completed] = []
     results: list[Body] = []
     seconds = 0.0
-    for _, message, bodies, _ in sends:
+    for send in sends:
+        message = send.message
         assert isinstance(message, JobComplete)
         jobs += message.jobs
-        results += bodies
+        results += send.bodies
         seconds += message.seconds
         last = message
     return Send(

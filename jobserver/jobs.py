@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -38,7 +38,7 @@ from jobserver.protocol import (
 from jobserver.queues import Queue
 
 
-class Send(NamedTuple):
+class Send(Struct, frozen=True, gc=False):
     """A message to hand to a peer. If it is patient, it may wait for another one to go with."""
 
     peer: bytes
@@ -179,6 +179,7 @@ class Session:
         "gone_at",
         "host",
         "id",
+        "lane_id",
         "lanes",
         "machine",
         "name",
@@ -203,7 +204,14 @@ class Session:
         self.accepted: dict[int, int] = {}  # ticket -> handle of a background job, until taken
         self.untaken: dict[int, Untaken] = {}  # ticket -> how its job ended, until taken
         self.lanes: dict[int, LaneInfo] = {}
+        self.lane_id = LaneId(session, 0)  # of its last submit
         self.nbytes = 0  # of its tickets' arguments and untaken ends
+
+    def require_lane_id(self, lane: int) -> LaneId:
+        """Return the name of one of its lanes; the same object for submits behind each other."""
+        if self.lane_id.lane != lane:
+            self.lane_id = LaneId(self.id, lane)
+        return self.lane_id
 
 
 _ENDED_CHILDREN = 100

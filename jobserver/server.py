@@ -33,6 +33,7 @@ from collections import deque
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 import zmq
+from msgspec.structs import replace
 from zmq.backend import zmq_poll
 
 from jobserver import keys, shared
@@ -220,7 +221,7 @@ class Server:
                 leave_at = min(leave_at, now + LEAVE)
                 if now >= leave_at or not (something_came or self._parked):
                     break
-        self._deliver([one._replace(patient=False) for one in self._company.overdue()], 0.0)
+        self._deliver([replace(one, patient=False) for one in self._company.overdue()], 0.0)
         log.debug("longest turn: %.1f ms", 1000 * self.longest_turn)
         return not self._stopping
 
@@ -251,7 +252,7 @@ class Server:
             self._probe(now)
         if self._company.due <= now:
             sends = self._company.overdue(now) + sends
-            self._deliver([one._replace(patient=False) for one in sends], now)
+            self._deliver([replace(one, patient=False) for one in sends], now)
         elif sends or self._lost:
             self._deliver(sends, now)
         self.longest_turn = max(self.longest_turn, time.monotonic() - began)
@@ -431,7 +432,8 @@ class Server:
         while True:
             sends = self._company.take(sends, now)
             waiting: dict[bytes, list[_Entry]] = {}  # peer -> what it gets
-            for peer, message, bodies, _ in coalesce(sends) if len(sends) > 1 else sends:
+            for one in coalesce(sends) if len(sends) > 1 else sends:
+                peer, message, bodies = one.peer, one.message, one.bodies
                 frames: Frames = [encode(message)]
                 for body in bodies:
                     if not isinstance(body, bytes) or len(body) > BODY_NBYTES:

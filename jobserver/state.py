@@ -486,7 +486,7 @@ class State:
         if may_merge and message.ancestors:
             around = self.book.all_around(message.ancestors)
         message.jobs = []  # from here on it is the terms that its jobs share
-        lane = wire.LaneId(session.id, message.lane)
+        lane = session.require_lane_id(message.lane)
         accepted: list[wire.Accepted] = []
         refused: list[int] = []
         told: list[Told] = []

@@ -228,7 +228,8 @@ class World:
                 one.tick()
 
     def _spread(self, server: int, sends: Sequence[ServerSend]) -> None:
-        for peer, message, bodies, _ in sends:
+        for send in sends:
+            peer, message, bodies = send.peer, send.message, send.bodies
             decoded = wire.decode_to_peer(wire.encode(message))
             self.link(server, peer).to_peer.append((decoded, bodies))
 

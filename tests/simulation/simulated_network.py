@@ -190,7 +190,8 @@ class Server:
     def _deliver(self, sends: list[Send]) -> None:
         while True:
             lost: list[tuple[bytes, Message]] = []
-            for peer, message, bodies, _ in coalesce(sends):
+            for send in coalesce(sends):
+                peer, message, bodies = send.peer, send.message, send.bodies
                 link = self.wires.get(peer)
                 if link is None:
                     lost.append((peer, message))
