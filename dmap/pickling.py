@@ -167,14 +167,11 @@ def dump(value: object, seen: Seen | None = None) -> Body:
     return file.body()
 
 
-def are_scalars(values: Sequence[object]) -> bool:
-    """Tell whether these are a few scalars, which `dump_plain` may pickle with what is around."""
-    return len(values) <= _SHORT and _PLAIN.issuperset(map(type, values))
-
-
-def dump_plain(value: object) -> bytes:
-    """Pickle what is known to hold nothing but scalars and short containers of them."""
-    return pickle.dumps(value, PROTOCOL)
+def dump_scalars(value: object, values: Sequence[object]) -> bytes | None:
+    """Pickle a value that holds nothing but these, if they are a few scalars; else return None."""
+    if len(values) <= _SHORT and _PLAIN.issuperset(map(type, values)):
+        return pickle.dumps(value, PROTOCOL)
+    return None
 
 
 def split_off(
@@ -304,7 +301,7 @@ def loads(body: Body | Buffer, readonly: bool = False, external: Sequence[Buffer
         ProtocolError: this is no body, or a part of one, or an external buffer, is missing.
         Exception: whatever the value's own code raises on loading.
     """
-    if isinstance(body, tuple):
+    if type(body) is not bytes and isinstance(body, tuple):
         body = bytearray().join(body)
     if body and body[0] == PROTO_OPCODE:
         return pickle.loads(body)

@@ -71,9 +71,7 @@ def dump_call(
 
 def dump_plain_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes | None:
     """Pickle the argument of a call as ``dump_call`` does, if it is a few scalars; else None."""
-    if kwargs or not pickling.are_scalars(args):
-        return None
-    return pickling.dump_plain(("call", args, kwargs))
+    return None if kwargs else pickling.dump_scalars(("call", args, kwargs), args)
 
 
 def dump_chunk(
@@ -154,7 +152,7 @@ def dump_results(values: Sequence[Any]) -> Body:
 
 def load_result(body: Body) -> Any:
     """Read what ``dump_result`` or ``dump_results`` wrote. Raises what unpickling raises."""
-    return _loads(body)
+    return pickling.loads(body) if type(body) is bytes else _loads(body)
 
 
 def _loads(body: Body) -> Any:
