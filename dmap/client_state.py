@@ -92,7 +92,10 @@ FIRST_PAUSE: Final = 0.02
 LAST_PAUSE: Final = 1.0
 """Seconds between two tries at a busy server; doubled from the first to the last."""
 TAKE_PAUSE: Final = 0.02
-"""Seconds that an acknowledgement of results waits for something else to go with."""
+"""Seconds that an acknowledgement of results waits for others, and for something to go with."""
+MIN_TAKEN: Final = 16
+"""So many are acknowledged with what goes to their server; one by one they would cost both ends
+more than they are worth."""
 MAX_TAKEN: Final = 512
 """So many results are acknowledged at once."""
 RUN: Final = 256
@@ -416,8 +419,7 @@ class ClientState:
         if (
             now >= server.take_at
             or n >= MAX_TAKEN
-            or server.queues
-            or server.out
+            or (n >= MIN_TAKEN and (server.queues or server.out))
             or n + server.n_out >= server.max_jobs
         ):
             server.take_at = 0.0

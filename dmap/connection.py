@@ -139,6 +139,7 @@ class Connection:
         self._ready: dict[Any, int] | None = None  # what the last sleep found
         self._tick_at = 0.0
         self._pushed_at = 0.0
+        self._looked_at = 0.0
         self._is_registered = True  # the poller looks for nothing to send on any link
         self._n_turns = 0
         self._may_spin = n_cores() >= MIN_SPIN_CORES
@@ -344,7 +345,7 @@ class Connection:
         now = time.monotonic()
         spin_until = now + SPIN if spin else 0.0
         # What there is to say goes out first; who goes to sleep then sees what has come.
-        look = spin or now >= deadline or not self._inbox
+        look = spin or now >= deadline or now >= self._tick_at
         while True:
             if self._turn(now, look) and self._followers:
                 self._wake_followers()
@@ -376,9 +377,10 @@ class Connection:
         """Let what lies in the inbox go, if nobody else drives."""
         if self._lock.acquire(blocking=False):
             self._driver = threading.get_ident()
+            now = time.monotonic()
             try:
-                self._turn(time.monotonic())
-                self._pushed_at = time.monotonic()
+                self._turn(now, now - self._looked_at >= PUSH_PAUSE)
+                self._pushed_at = now
             finally:
                 self._driver = 0
                 self._lock.release()
@@ -457,6 +459,7 @@ class Connection:
 
     def _receive(self, now: float) -> bool:
         """Take in what the links have; return whether there was anything."""
+        self._looked_at = now
         ready, self._ready = self._ready, None
         if ready is None:
             self._register()
@@ -464,9 +467,10 @@ class Connection:
         came = False
         for index, link in enumerate(self._links):
             backlog = self._backlog[index]
-            if not (link.socket in ready or link.monitor in ready or link.has_events or backlog):
+            is_new = link.monitor in ready or link.has_events
+            if not (link.socket in ready or is_new or backlog):
                 continue
-            for event in link.receive():
+            for event in link.receive(look=is_new):
                 came = True
                 self._on_event(index, event, now)
             while backlog and link.send(*backlog[0]):

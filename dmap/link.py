@@ -70,7 +70,7 @@ MAX_OUTBOX_NBYTES: Final = 64 * 2**20
 MAX_EVENTS: Final = 1000
 """Of the monitor, read in one turn."""
 
-LOOK_PAUSE: Final = 0.001
+LOOK_PAUSE: Final = 0.005
 """Seconds between two looks of sends at the monitor, each of which asks the kernel."""
 
 # Plain numbers and the methods below pyzmq's own: its enums and checks cost 3 us a message.
@@ -211,13 +211,15 @@ class ServerLink:
                 self.flush()
         return True
 
-    def receive(self, max_messages: int = 500) -> list[Event]:
+    def receive(self, max_messages: int = 500, *, look: bool = True) -> list[Event]:
         """Return what happened since the last call, and send what waited. Never blocks.
 
         It reads until the socket is empty, but at most about ``max_messages`` while the
-        connection lasts.
+        connection lasts. Who knows from a poller that the monitor has nothing to say may do
+        without a look at it: nothing comes on a new connection ahead of our Hello.
         """
-        self._watch()
+        if look:
+            self._watch()
         events: list[Event] = self._read(max_messages)
         if self._seen:
             events[:0] = self._seen

@@ -15,6 +15,7 @@ from cluster import wait_for
 from fake_server import FakeServer
 
 from dmap import work
+from dmap.client_state import MIN_TAKEN
 from dmap.connection import Connection, describe_no_workers
 from dmap.errors import DmapError, JobCancelled
 from dmap.jobs import Job
@@ -118,12 +119,12 @@ def test_what_is_submitted_in_a_burst_goes_in_few_messages(
     assert len(serving.sizes) < 1000
 
 
-def test_an_acknowledgement_goes_together_with_the_next_submit(
+def test_acknowledgements_go_together_with_the_next_submit(
     server: FakeServer, connection: Connection
 ) -> None:
     assert server.hellos[0].message.together
     with Serving(server):
-        for _ in range(20):
+        for _ in range(2 * MIN_TAKEN):
             submit(connection).result(60)
     assert [ResultsTaken, SubmitJobs] in server.together
 
