@@ -324,11 +324,12 @@ class Book:
         queue = jobs[0].queue
         told: list[Told] = []
         handles: list[int] = []
+        live, held = self.jobs, worker.held
         nbytes = 0
         for job, end in zip(jobs, ends, strict=True):
             handle = job.handle
-            del self.jobs[handle]
-            del worker.held[handle]
+            del live[handle]
+            del held[handle]
             nbytes -= job.nbytes
             session = job.session
             if session is not None:

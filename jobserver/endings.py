@@ -60,7 +60,9 @@ class Endings:
             self._forget_oldest()
 
     def _forget_too_many(self) -> None:
-        while len(self._ended) > self._limits.n_ended or self.nbytes > self._limits.ended_nbytes:
+        limits = self._limits
+        n_ended, ended_nbytes = limits.n_ended, limits.ended_nbytes
+        while len(self._ended) > n_ended or self.nbytes > ended_nbytes:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:

@@ -158,15 +158,12 @@ class Untaken(Struct, eq=False, gc=False):
     n_items: int = 0  # that a result covers
     shared: int = 0  # bytes of a result that are not in its body
 
-    def completed(self, ticket: int) -> Completed:
-        """Return what a list of results says of this one."""
-        return Completed(ticket, self.nbytes - self.shared, self.n_items, self.shared)
-
     def told(self, ticket: int) -> JobEnd:
         """Return the message that tells a listener."""
         of = self.message
         if isinstance(of, JobComplete):
-            return JobComplete([self.completed(ticket)], of.seconds, of.host, of.n_workers)
+            done = Completed(ticket, self.nbytes - self.shared, self.n_items, self.shared)
+            return JobComplete([done], of.seconds, of.host, of.n_workers)
         return replace(of, ticket=ticket)
 
 

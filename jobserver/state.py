@@ -1008,6 +1008,7 @@ class State:
         if len(told) == 1:
             self._tell(told)
             return
+        completed = wire.Completed
         lists: dict[Session, tuple[list[wire.Completed], list[Body], wire.JobComplete]] = {}
         found: Session | None = None
         nbytes = 0
@@ -1020,7 +1021,7 @@ class State:
                 found = session
                 common = cast(wire.JobComplete, end.message)
                 jobs, results, _ = lists.setdefault(session, ([], [], common))
-            jobs.append(end.completed(ticket))
+            jobs.append(completed(ticket, end.nbytes - end.shared, end.n_items, end.shared))
             results += end.bodies
         for session, (jobs, results, common) in lists.items():
             seconds = len(jobs) * common.seconds

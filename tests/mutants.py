@@ -570,8 +570,8 @@ EDITS: dict[str, list[Edit]] = {
         ),
     ],
     "jobserver/endings.py": [
-        Edit("any number is kept", "len(self._ended) > self._limits.n_ended or ", ""),
-        Edit("any bytes are kept", "or self.nbytes > self._limits.ended_nbytes", ""),
+        Edit("any number is kept", "len(self._ended) > n_ended or ", ""),
+        Edit("any bytes are kept", "or self.nbytes > ended_nbytes", ""),
         Edit(
             "an older end hides a newer one",
             "if self._by_uniq.get((ended.function, ended.uniq)) == handle:",
