@@ -108,8 +108,8 @@ EDITS: dict[str, list[Edit]] = {
         ),
         Edit(
             "a grab of a woken worker for another job wakes nobody",
-            "        if slept:\n",
-            "        if False:\n",
+            "        if slept:\n            # It may",
+            "        if False:\n            # It may",
         ),
         Edit(
             "pre_sleep with work there is not answered",
