@@ -128,6 +128,18 @@ def test_only_what_is_new_in_a_list_is_a_new_job(net: Net, background: bool) -> 
     assert accepted == [wire.Accepted(1, 1, 2), wire.Accepted(2, 1, 1), wire.Accepted(3, 1, 3)]
 
 
+def test_what_has_ended_in_a_list_is_told_again_and_the_others_are_new(net: Net) -> None:
+    client, worker = Client(net), Worker(net, "f")
+    handle = client.submitted()
+    worker.grab()
+    worker.complete(handle)
+    client.take(wire.JobComplete)
+    specs = [wire.JobSpec(ticket, 1) for ticket in (1, 2)]
+    assert submit(client, *specs) == [wire.Accepted(2, 1, 2)]
+    assert client.result() == (1, b"r")
+    assert len(net.state.book.jobs) == 1
+
+
 def test_a_uniq_that_is_twice_in_a_list_is_one_job(net: Net) -> None:
     specs = [wire.JobSpec(ticket, 1, uniq) for ticket, uniq in enumerate((b"u", b"v", b"u"), 1)]
     accepted = submit(Client(net), *specs, merge=True)
