@@ -320,6 +320,7 @@ class ClientState:
         server = self.servers[index]
         server.heard_at = now
         self._unshare(server, now)
+        server.take_at = now  # ahead of the new submit, which is else answered by the old end
         for job in message.jobs:
             server.taken.append(job.ticket)
             server.cancelling.discard(job.ticket)
