@@ -69,6 +69,9 @@ MAX_SPIN_PAUSE: Final = 256
 """So many waits block at once after others polled in vain; doubled up to this each time."""
 PUSH_PAUSE: Final = 0.001
 HAND_OVER: Final = 0.002
+LOOK_AGAIN: Final = 1.0
+"""Seconds after which a thread that follows another one looks for itself. A signal that came just
+before it slept would else be heard of at its end."""
 LINGER: Final = 0.2
 """Seconds that the last messages may take at the end."""
 MAX_LANES_OF: Final = 1024
@@ -335,8 +338,7 @@ class Connection:
                 self._lock.release()
                 return
             if not done():
-                left = deadline - time.monotonic()
-                event.wait(None if left == math.inf else max(0.0, left))
+                event.wait(max(0.0, min(LOOK_AGAIN, deadline - time.monotonic())))
         finally:
             del self._followers[event]
 
