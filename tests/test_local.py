@@ -203,10 +203,10 @@ def test_an_interrupt_ends_a_map_with_what_was_finished(tmp_path: Path) -> None:
         "put = Map._put\n"
         "def put_and_tell(self, start, part):\n"
         "    put(self, start, part)\n"
-        "    if len(self._parts) == 2:\n"
+        "    if self._n_done == 3:\n"
         f"        open({str(path)!r}, 'w').close()\n"
         "Map._put = put_and_tell\n"
-        "try:\n    dmap.dmap(work, range(10), chunksize=1)\n"
+        "try:\n    dmap.dmap(work, iter(range(10)), chunksize=1)\n"
         "except KeyboardInterrupt as error:\n"
         "    print(sorted(error.results.items())[:2], flush=True)\n"
     )

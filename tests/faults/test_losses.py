@@ -362,7 +362,7 @@ def test_a_killed_clients_jobs_stop(cluster: Cluster, clients: Clients, tmp_path
 
 
 LOCAL = """
-import os, dmap, dmap.local
+import os, dmap, dmap.cores, dmap.local
 
 folder = os.getcwd()
 
@@ -375,9 +375,12 @@ def hold(x):
 
 job = dmap.submit(hold, 1)
 supervisor = dmap.local._cluster._process.pid
-children = f"/proc/{supervisor}/task/{supervisor}/children"
-with open("cluster.new", "w") as file, open(children) as own:
-    print(supervisor, own.read(), file=file)
+children = []
+while len(children) < 1 + dmap.cores.n_cores():  # the server and the workers
+    with open(f"/proc/{supervisor}/task/{supervisor}/children") as file:
+        children = file.read().split()
+with open("cluster.new", "w") as file:
+    print(supervisor, *children, file=file)
 os.rename("cluster.new", "cluster")
 job.result()
 """
