@@ -165,6 +165,8 @@ class Lab:
         if os.getpid() != self._owner:  # a forked child runs its parent's exit handlers
             return
         atexit.unregister(self.close)
+        for program in self._started:
+            program.kill()  # one that has only just begun is not in its namespace yet
         for space in [*map(self.namespace, self.names), self._bridge]:
             remove(space)
         for program in self._started:
