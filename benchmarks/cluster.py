@@ -37,7 +37,7 @@ def servers_up(n: int) -> Iterator[list[str]]:
             while not all(path.exists() for path in paths):
                 if time.monotonic() > deadline:
                     raise TimeoutError("the job servers do not listen")
-                time.sleep(0.01)
+                time.sleep(0.01)  # a path that appears wakes nobody
             yield endpoints
         finally:
             end(processes)

@@ -66,4 +66,4 @@ def end_descendants(pid: int, patience: float = 0.0, timeout: float = 5.0) -> No
             for child in left:
                 with suppress(ChildProcessError):
                     os.waitpid(child, os.WNOHANG)
-        time.sleep(0.01)
+        time.sleep(0.01)  # most are not our children, and cannot be waited for

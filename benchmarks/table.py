@@ -121,7 +121,7 @@ def beside_dmap(asked: Asked, way: Way, unit: str) -> float | None:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return one row a question: dmap, the best of the peers, and the limit."""
+    """Return one row a question that a peer answers too: dmap, the best of these, the limit."""
     lines = ["| | dmap | best peer | limit |", "|---|---:|---:|---:|"]
     for asked in report["questions"].values():
         for unit in units(asked):
@@ -130,9 +130,10 @@ def summary(report: dict[str, Any]) -> str:
             limit = best_of(asked, [way for way in ways if way["peer"] == "limit"], unit)
             peers = [way for way in ways if way["peer"] not in {"dmap", "limit"}]
             peer = best_of(asked, peers, unit)
+            if peer is None:
+                continue  # its ways are of dmap alone, and one cell would mix them
             cells = [f"{asked['title']}", cell(dmap, unit), cell(peer, unit), cell(limit, unit)]
-            if peer:
-                cells[2] += f" ({peer['who'].removesuffix(' (best)')})"
+            cells[2] += f" ({peer['who'].removesuffix(' (best)')})"
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -276,7 +276,8 @@ class Job(Future[T]):
     def _succeed(self, value: Any) -> None:
         """Do as ``set_result`` does, which tells those who wait, without the cost if nobody does.
 
-        Nobody sleeps on the condition but who calls a method of Future itself.
+        Nobody sleeps on the condition but who calls a method of Future itself. Who does, and the
+        callbacks, are private to the standard library, which has no other way to ask.
         """
         with self._connection.ending:
             if self._state in _ENDED:

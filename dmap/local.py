@@ -107,6 +107,7 @@ class LocalCluster:
                 raise DmapError(
                     f"the local job server did not come up: {said.strip() or 'no word'}"
                 )
+            # A path that appears wakes nobody; the start takes a hundred of these.
             time.sleep(0.001)
         self._was_up = True
 
@@ -171,7 +172,7 @@ def run(folder: str, n_processes: str, output: str, errors: str, lifeline: str) 
     while not os.path.exists(f"{folder}/server"):
         if server.poll() is not None or time.monotonic() > deadline:
             os._exit(1)
-        time.sleep(0.001)
+        time.sleep(0.001)  # as above
     for fd, other in enumerate(others, 1):
         os.dup2(other, fd)
         os.close(other)
@@ -184,7 +185,7 @@ def run(folder: str, n_processes: str, output: str, errors: str, lifeline: str) 
     while server.poll() is None:
         if time.monotonic() > deadline:
             server.send_signal(signal.SIGKILL)
-        time.sleep(0.001)
+        time.sleep(0.001)  # Popen.wait with a timeout sleeps for up to fifty of these
     os._exit(code)  # who waits for us need not wait until an interpreter is taken apart
 
 

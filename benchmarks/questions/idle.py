@@ -18,6 +18,8 @@ from benchmarks.work import same
 from jobserver import protocol as wire
 
 N_CONNECTIONS = 2_000
+CALM = 1.0
+"""Seconds after which what the start has left to do is over; not waited for, only not measured."""
 
 
 def rested(seconds: float) -> Values:
@@ -32,7 +34,7 @@ def rested(seconds: float) -> Values:
 def at_rest(running: Any) -> Call:
     """Use the peer once, so that all of it is there."""
     running.map(same, range(10))
-    time.sleep(1.0)
+    time.sleep(CALM)
     return rested
 
 
@@ -46,7 +48,7 @@ def many_connections() -> Iterator[Call]:
             assert isinstance(peer.hear(), wire.Welcome)
             peer.say(wire.CanDo([wire.Ability("dmap")]))
             peer.say(wire.PreSleep())
-        time.sleep(1.0)
+        time.sleep(CALM)
         yield rested
         for peer in peers:
             peer.socket.close()
